@@ -1,0 +1,69 @@
+"""Process 1 of an enclosure: prepare it, run one command, end with its status.
+
+When process 1 of a pid namespace ends, however it ends, the kernel kills
+every other process in it, and with the last of them go the namespaces, the
+interfaces and the mounts. That is the whole clean-up: there is no code for it.
+
+Started by ``enclosure.run`` as a script of its own, without the package and
+without site-packages, so that it comes up quickly:
+
+    python -I -S init.py FD COMMAND [ARGUMENT ...]
+
+FD is the reading end of a pipe whose other end only the supervisor holds.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    lifeline, command = int(sys.argv[1]), sys.argv[2:]
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    # ^C goes to everyone at the terminal. The supervisor answers it; here it
+    # must only not end in a traceback. A handler, unlike SIG_IGN, is not
+    # passed on to the command.
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    _prepare()
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:
+        print(f"lab: {command[0]}: {error.strerror}", file=sys.stderr)
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+    while True:
+        # Orphans of the whole enclosure end up here as well.
+        pid, status = os.wait()
+        if pid == child.pid:
+            os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+
+
+def _end_with(lifeline: int) -> None:
+    """End as soon as the supervisor is no more.
+
+    The kernel sees to that (``PR_SET_PDEATHSIG``) except when the supervisor
+    died in the moment before that was set; the pipe has no such moment.
+    """
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def _prepare() -> None:
+    """Give the enclosure files and a loopback interface of its own."""
+    # Mounts are private here (unshare --propagation private).
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
+    if not os.path.islink("/var/run"):
+        subprocess.run(["mount", "--bind", "/run", "/var/run"], check=True)
+    # Temporary files too. Not /tmp: the checkout itself may lie there.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm"], check=True)
+    os.environ["TMPDIR"] = "/dev/shm"
+    subprocess.run(["hostname", "lab"], check=True)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+if __name__ == "__main__":
+    main()
