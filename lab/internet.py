@@ -1,0 +1,180 @@
+"""The small internet.
+
+  lan host --- client --- (nat) --- router --- server --- far
+               FreeBSD               IPv4      FreeBSD    IPv6
+
+The client and the server speak FreeBSD and are set up through its commands.
+Between them there is IPv4 only; beyond the server there is IPv6 only. So an
+IPv6 packet from the client reaches the far host through a tunnel or not at all.
+"""
+
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from lab import enclosure
+from lab.host import CommandFailed, Host
+
+CLIENT4 = "203.0.113.7"  # em0
+CLIENT4_BEHIND_NAT = "198.51.100.7"  # em0, with nat=True
+SERVER_NAME = "tunnel.example.org"
+SERVER4 = "192.0.2.1"  # em0
+SERVER6 = "2001:db8:0:ff::1"  # em1
+FAR6 = "2001:db8:0:ff::2"
+
+_ETC = {
+    "hosts": f"127.0.0.1 localhost\n::1 localhost\n{SERVER4} {SERVER_NAME}\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "resolv.conf": "# This internet has no name servers.\n",
+}
+
+
+class Internet:
+    """The hosts and the wires, as a context manager; several can exist side by side.
+
+    Args:
+        release: the FreeBSD release that client and server speak: "15.1" or "13.2".
+        lan: whether there is a host behind the client (``lan``, at its em1)
+            that listens to router advertisements.
+        nat: whether the client sits behind a NAT box (``nat``).
+
+    Raises:
+        RuntimeError: we are not in an enclosure.
+    """
+
+    client: Host
+    server: Host
+    router: Host
+    far: Host
+    lan: Host
+    nat: Host
+
+    def __init__(self, release: str = "15.1", *, lan: bool = False, nat: bool = False) -> None:
+        if not enclosure.inside():
+            raise RuntimeError(enclosure.OUTSIDE)
+        self._release = release
+        self._with_lan = lan
+        self._with_nat = nat
+        self._closing = ExitStack()
+
+    def __enter__(self) -> "Internet":
+        # When something fails half-way, what is there is closed at once.
+        with ExitStack() as stack:
+            etc = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for name, text in _ETC.items():
+                (etc / name).write_text(text)
+            self._make_hosts(stack, etc)
+            self._lay_wires()
+            self._configure()
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.close()
+
+    def _make_hosts(self, stack: ExitStack, etc: Path) -> None:
+        def host(name: str, release: str | None = None) -> Host:
+            made = Host(name, etc, release)
+            stack.callback(made.close)
+            return made
+
+        self.client = host("client", self._release)
+        self.server = host("server", self._release)
+        self.router = host("router")
+        self.far = host("far")
+        if self._with_lan:
+            self.lan = host("lan")
+        if self._with_nat:
+            self.nat = host("nat")
+
+    def _lay_wires(self) -> None:
+        """Both ends of a wire are born where they belong: nothing collides here."""
+        client_side = self.nat if self._with_nat else self.client
+        wires = [
+            (client_side, "eth1" if self._with_nat else "em0", self.router, "eth0"),
+            (self.router, "eth1", self.server, "em0"),
+            (self.server, "em1", self.far, "eth0"),
+        ]
+        if self._with_nat:
+            wires.append((self.client, "em0", self.nat, "eth0"))
+        if self._with_lan:
+            wires.append((self.client, "em1", self.lan, "eth0"))
+        batch = "".join(
+            f"link add {name} netns {host.pid} address {_ether(host, name)} type veth"
+            f" peer name {peer_name} netns {peer.pid} address {_ether(peer, peer_name)}\n"
+            for host, name, peer, peer_name in wires
+        )
+        subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
+
+    def _configure(self) -> None:
+        client = "198.51.100.7/24" if self._with_nat else "203.0.113.7/24"
+        gateway = "198.51.100.1" if self._with_nat else "203.0.113.1"
+        scripts = {
+            self.client: f"""
+                ip link set em0 up
+                ip address add {client} dev em0
+                ip route add default via {gateway}
+                """,
+            self.server: """
+                ip link set em0 up
+                ip link set em1 up
+                ip address add 192.0.2.1/24 dev em0
+                ip address add 2001:db8:0:ff::1/64 dev em1
+                ip route add default via 192.0.2.254
+                echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+                """,
+            # The IPv4 internet carries no IPv6, by anyone's accident.
+            self.router: """
+                echo 1 >/proc/sys/net/ipv4/ip_forward
+                echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+                ip link set eth0 up
+                ip link set eth1 up
+                ip address add 203.0.113.1/24 dev eth0
+                ip address add 192.0.2.254/24 dev eth1
+                """,
+            self.far: """
+                ip link set eth0 up
+                ip address add 2001:db8:0:ff::2/64 dev eth0
+                ip route add default via 2001:db8:0:ff::1
+                """,
+        }
+        if self._with_lan:
+            scripts[self.client] += "ip link set em1 up\n"
+            scripts[self.lan] = "ip link set eth0 up\n"
+        if self._with_nat:
+            scripts[self.nat] = """
+                echo 1 >/proc/sys/net/ipv4/ip_forward
+                ip link set eth0 up
+                ip link set eth1 up
+                ip address add 198.51.100.1/24 dev eth0
+                ip address add 203.0.113.7/24 dev eth1
+                ip route add default via 203.0.113.1
+                nft 'table ip nat {
+                    chain out {
+                        type nat hook postrouting priority srcnat
+                        oifname "eth1" masquerade
+                    }
+                }'
+                """
+        # The hosts do not wait for each other.
+        running = {
+            host: host.popen(["sh", "-ec", script], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+            for host, script in scripts.items()
+        }
+        for host, script in running.items():
+            out, err = script.communicate(timeout=30)
+            if script.returncode != 0 or err:
+                raise CommandFailed(script.returncode, f"set-up of {host.name}", out, err)
+
+
+def _ether(host: Host, interface: str) -> str:
+    """An address out of the block for documentation: the same in every run."""
+    number = ["client", "server", "router", "far", "lan", "nat"].index(host.name)
+    return f"00:00:5e:00:53:{number:x}{interface[-1]}"

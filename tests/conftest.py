@@ -1,0 +1,23 @@
+"""What the tests share: a small internet each, in every release of FreeBSD we speak."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab import enclosure
+from lab.internet import Internet
+
+
+@pytest.fixture(params=["15.1", "13.2"])
+def release(request: pytest.FixtureRequest) -> str:
+    """The FreeBSD release whose commands the hosts speak."""
+    return str(request.param)
+
+
+@pytest.fixture
+def net(release: str) -> Iterator[Internet]:
+    """A fresh internet: client, router, server and a far host."""
+    if not enclosure.inside():
+        pytest.fail(enclosure.OUTSIDE, pytrace=False)
+    with Internet(release) as internet:
+        yield internet
