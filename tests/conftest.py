@@ -8,6 +8,13 @@ from lab import enclosure
 from lab.internet import Internet
 
 
+@pytest.fixture
+def enclosed() -> None:
+    """For tests that make processes, interfaces or mounts: nothing may outlive the run."""
+    if not enclosure.inside():
+        pytest.fail(enclosure.OUTSIDE, pytrace=False)
+
+
 @pytest.fixture(params=["15.1", "13.2"])
 def release(request: pytest.FixtureRequest) -> str:
     """The FreeBSD release whose commands the hosts speak."""
@@ -15,9 +22,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def net(release: str) -> Iterator[Internet]:
+def net(release: str, enclosed: None) -> Iterator[Internet]:
     """A fresh internet: client, router, server and a far host."""
-    if not enclosure.inside():
-        pytest.fail(enclosure.OUTSIDE, pytrace=False)
     with Internet(release) as internet:
         yield internet
