@@ -25,7 +25,7 @@ _LINUX_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The bind mounts come first: resolv.conf may be a link into /run.
 _ANCHOR = """
 set -e
-hostname "$1"
+echo "$1" >/proc/sys/kernel/hostname
 for file in hosts nsswitch.conf resolv.conf; do
     if [ -e "/etc/$file" ]; then mount --bind "$2/$file" "/etc/$file"; fi
 done

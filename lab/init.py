@@ -14,6 +14,7 @@ FD is the reading end of a pipe whose other end only the supervisor holds.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -61,7 +62,7 @@ def _prepare() -> None:
     # Temporary files too. Not /tmp: the checkout itself may lie there.
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm"], check=True)
     os.environ["TMPDIR"] = "/dev/shm"
-    subprocess.run(["hostname", "lab"], check=True)
+    socket.sethostname("lab")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
