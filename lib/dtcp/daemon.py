@@ -1,0 +1,182 @@
+"""What a daemon needs of the system around it: descriptors, signals, the pid file, the log."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that end us
+
+
+class PidFileError(Exception):
+    """Another instance runs, or the pid file cannot be had.  Fit for a terminal."""
+
+
+def settle() -> None:
+    """Undo what a careless parent may have left us with.
+
+    Descriptors 0 to 2 closed, others inherited, SIGCHLD ignored (then no command's exit status
+    could be had), a file mode mask that opens what we write.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
+    for fd in range(3, 256):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(fd, False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    os.umask(0o077)
+
+
+class Log:
+    """Lines for whoever looks after us, on standard error.
+
+    notice: up, down, and why; info: commands; debug: protocol lines.  `verbose` shows them all.
+    """
+
+    def __init__(self, program: str, *, verbose: bool = False) -> None:
+        self._program = program
+        self.verbose = verbose
+
+    def error(self, text: str) -> None:
+        self._write(text)
+
+    def notice(self, text: str) -> None:
+        self._write(text)
+
+    def info(self, text: str) -> None:
+        if self.verbose:
+            self._write(text)
+
+    def command(self, line: str) -> None:
+        """A command that is about to run, as a person would type it as root."""
+        self.info(f"# {line}")
+
+    def debug(self, text: str) -> None:
+        if self.verbose:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        # A full disk or a closed terminal is no reason to lose the tunnel.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"{self._program}: {text}\n")
+            sys.stderr.flush()
+
+
+class Signals:
+    """Signals as facts to look at between two waits, instead of things that happen anywhere.
+
+    From its creation those of ENDING set `stopping` and end the current `wait`.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.on_stop: Callable[[], None] = lambda: None
+        self._woken, wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(wake, False)
+        # What arrives between a look at `stopping` and the wait is in the pipe, and ends the wait.
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in ENDING:
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        self.on_stop()
+
+    def wait(
+        self, readers: Sequence[int], timeout: float, writers: Sequence[int] = ()
+    ) -> tuple[list[int], list[int]]:
+        """Wait until a descriptor is ready, a signal came, or `timeout` seconds have passed."""
+        ready, writable, _ = select.select([*readers, self._woken], writers, [], max(0.0, timeout))
+        if self._woken in ready:
+            ready.remove(self._woken)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._woken, 1024)
+        return ready, writable
+
+
+class PidFile:
+    """A pid file that is locked for as long as we live, in the way of pidfile(3).
+
+    Taking it is the first thing that an instance does; whoever holds the lock is the instance.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        """Open and lock it.  Raises PidFileError."""
+        while True:
+            try:
+                fd = os.open(
+                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644
+                )
+            except OSError as error:
+                is_link = error.errno in (errno.ELOOP, errno.EMLINK)
+                why = "is a symbolic link" if is_link else error.strerror
+                raise PidFileError(f"{self.path}: {why}") from None
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise PidFileError(f"{self.path}: not a regular file")
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except PidFileError:
+                os.close(fd)
+                raise
+            except OSError:
+                pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+                os.close(fd)
+                raise PidFileError(f"{self.path}: already running as pid {pid or '?'}") from None
+            if self._is_at_path(fd):
+                os.fchmod(fd, 0o644)  # world-readable by the manual, whatever the umask
+                return fd
+            os.close(fd)  # its last owner removed it between our open and our lock
+
+    def _is_at_path(self, fd: int) -> bool:
+        try:
+            there, here = os.lstat(self.path), os.fstat(fd)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def write(self) -> None:
+        """Say who we are; to be called again in the process that lives on.  Raises PidFileError."""
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise PidFileError(f"{self.path}: {error.strerror}") from None
+
+    def remove(self) -> None:
+        """Remove it, if it is still ours."""
+        with contextlib.suppress(OSError):
+            if self._is_at_path(self._fd):
+                os.unlink(self.path)
+        os.close(self._fd)
+
+
+def detach() -> None:
+    """Become a daemon: go on in a child without terminal, working directory and open files."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)

@@ -1,0 +1,196 @@
+"""What a server may grant: from the words of a reply to checked facts, and back.  No I/O.
+
+The replies that are known (the client's view first in every pair):
+
+    tunnelonly   203.0.113.7 192.0.2.1
+    host         203.0.113.7 192.0.2.1 2001:db8:1::0006 2001:db8:1::0005     (KAME)
+    network      203.0.113.7 192.0.2.1 2001:0db8:03c3::/48                   (Feel6)
+
+Servers differ, so what follows the two IPv4 addresses is told apart by its form, not its place.
+All of it is hostile until it has been through `ipaddress`; only objects of `ipaddress` and
+integers leave this module.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+_GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291 section 2.4, as far as IANA has opened it
+_NOT_ROUTED = tuple(
+    IPv4Network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
+)
+_LONGEST, _SHORTEST = 64, 16  # of delegated prefixes
+
+# Nothing but the letters of an address: such a word is one, or it is an error.
+_ADDRESS_LIKE = re.compile(r"(?=.*[.:/])[0-9A-Fa-f.:/]+")
+
+
+class GrantError(Exception):
+    """The reply is no sensible grant; nothing of it may be used.  Fit for a terminal."""
+
+
+class BehindNat(Exception):
+    """The server saw another address than our socket has."""
+
+    def __init__(self, own: IPv4Address, seen: IPv4Address) -> None:
+        super().__init__(
+            f"our address is {own}, but the server sees {seen}: there is a NAT between, and"
+            " protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
+        )
+
+
+class Grant(NamedTuple):
+    """A tunnel, as its client sees it.
+
+    The server sees it with the pairs turned round (`turned`).
+    """
+
+    local: IPv4Address  # the outer pair
+    remote: IPv4Address
+    inner: IPv6Address | None = None  # the inner pair; a server may leave out its own
+    peer: IPv6Address | None = None
+    prefixes: tuple[IPv6Network, ...] = ()
+
+    def turned(self) -> Grant:
+        """The same tunnel from its other end."""
+        return Grant(self.remote, self.local, self.peer, self.inner, self.prefixes)
+
+    def reply(self) -> str:
+        """The words behind `+OK` that grant this."""
+        words: list[object] = [self.local, self.remote]
+        if self.inner is not None:
+            words += [self.inner, self.peer]
+        return " ".join(str(word) for word in (*words, *self.prefixes))
+
+
+def parse(
+    words: list[str],
+    tunnel_type: str,
+    *,
+    own: IPv4Address,
+    server: IPv4Address,
+    nat: bool,
+) -> tuple[Grant, list[str]]:
+    """The grant in the words behind `+OK`, and remarks for the log.
+
+    `own` and `server` are the two ends of the control connection; `nat` says that the server may
+    see us under another address.  Raises GrantError, or BehindNat.
+    """
+    if len(words) < 2:
+        raise GrantError("the reply lacks the two IPv4 addresses")
+    seen, remote = _ipv4(words[0]), _ipv4(words[1])
+    remarks: list[str] = []
+    addresses: list[IPv6Address] = []
+    prefixes: list[IPv6Network] = []
+    for word in filter(None, ",".join(words[2:]).split(",")):
+        if _ADDRESS_LIKE.fullmatch(word):
+            item = _ipv6(word)
+            if isinstance(item, IPv6Address):
+                addresses.append(item)
+                continue
+            if item.network_address != IPv6Address(word.partition("/")[0]):
+                remarks.append(f"{word} has bits set behind its length: taken as {item}")
+            if item not in prefixes:
+                prefixes.append(item)
+        elif _is_due(tunnel_type, addresses, prefixes):
+            raise GrantError(f"{word!a} stands where an address is due")
+        else:
+            remarks.append(f"ignored: {word!a}")
+    if len(addresses) == 4 and addresses[:2] == addresses[2:]:
+        del addresses[2:]
+    if len(addresses) > 2:
+        raise GrantError("more than one pair of inner addresses")
+    if tunnel_type == "host" and not addresses:
+        raise GrantError("no inner addresses, though type host was asked for")
+    if tunnel_type == "tunnelonly" and (addresses or prefixes):
+        remarks.append("ignored: inner addresses or prefixes, which were not asked for")
+        addresses, prefixes = [], []
+    if tunnel_type in ("network", "tunnelroute") and not prefixes:
+        remarks.append("the server delegates no prefix")
+    for address in addresses:
+        _check_inner(address)
+    for prefix in prefixes:
+        _check_prefix(prefix)
+    inner, peer = (*addresses, None, None)[:2]
+    if inner is not None and inner == peer:
+        raise GrantError(f"both inner addresses are {inner}")
+    if seen != own and not nat:
+        raise BehindNat(own, seen)
+    if remote != server:
+        if _is_private(remote) and not _is_private(server):
+            remarks.append(f"the server calls itself {remote} (behind a NAT?): using {server}")
+            remote = server
+        else:
+            remarks.append(f"the tunnel ends at {remote}, not at {server} where we logged in")
+    _check_remote(remote, own, server)
+    # The outer source is our socket's own address, whatever the server saw: a packet with any
+    # other would not leave this host.
+    return Grant(own, remote, inner, peer, tuple(prefixes)), remarks
+
+
+def _is_due(tunnel_type: str, addresses: list[IPv6Address], prefixes: list[IPv6Network]) -> bool:
+    """Whether something without which the grant makes no sense has not come yet."""
+    if tunnel_type == "host":
+        return len(addresses) < 2
+    return tunnel_type in ("network", "tunnelroute") and not prefixes
+
+
+def _ipv4(word: str) -> IPv4Address:
+    try:
+        return IPv4Address(word)
+    except ValueError:
+        raise GrantError(f"{word!a} is no IPv4 address") from None
+
+
+def _ipv6(word: str) -> IPv6Address | IPv6Network:
+    """An address, or a prefix; an address with /128 is an address."""
+    try:
+        if "/" not in word:
+            return IPv6Address(word)
+        network = IPv6Network(word, strict=False)
+    except ValueError:
+        raise GrantError(f"{word!a} is no IPv6 address or prefix") from None
+    return network.network_address if network.prefixlen == 128 else network
+
+
+def _is_private(address: IPv4Address) -> bool:
+    # Not is_private of ipaddress: that one holds the documentation prefixes for private too.
+    return any(address in network for network in _NOT_ROUTED)
+
+
+def _check_remote(remote: IPv4Address, own: IPv4Address, server: IPv4Address) -> None:
+    # On loopback, where a server is tried out, both ends may well be 127.0.0.1.
+    nonsense = (
+        (remote == own and not server.is_loopback)
+        or remote.is_unspecified
+        or remote.is_multicast
+        or remote.is_reserved  # 240/4, the broadcast address among them
+        or remote in IPv4Network("0.0.0.0/8")
+        or (remote.is_loopback and not server.is_loopback)
+    )
+    if nonsense:
+        raise GrantError(f"{remote} cannot be the other end of a tunnel")
+
+
+def _check_inner(address: IPv6Address) -> None:
+    nonsense = (
+        address.is_unspecified
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_link_local
+        or address in IPv6Network("::/8")  # mapped, compatible and other embedded IPv4
+    )
+    if nonsense:
+        raise GrantError(f"{address} cannot be an address of a tunnel")
+
+
+def _check_prefix(prefix: IPv6Network) -> None:
+    if not _SHORTEST <= prefix.prefixlen <= _LONGEST:
+        raise GrantError(
+            f"{prefix} cannot be delegated: its length is not {_SHORTEST} to {_LONGEST}"
+        )
+    if not prefix.subnet_of(_GLOBAL_UNICAST):
+        raise GrantError(f"{prefix} cannot be delegated: it is not global unicast")

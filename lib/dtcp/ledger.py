@@ -1,0 +1,79 @@
+"""What has been done to the host, on disk, so that the next start can undo what a killed one left.
+
+The ledger lies beside the pid file, `.state` in place of `.pid`.  It is written before each step
+runs, and replaced as a whole, so that it is never behind the host and never half of anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import NamedTuple
+
+from dtcp import plan
+from dtcp.plan import Words
+
+
+class LedgerError(Exception):
+    """The ledger cannot be read or written.  Fit for a terminal."""
+
+
+class Left(NamedTuple):
+    """What an earlier run left: the undos in the order to run them, and whose interface it was."""
+
+    undo: tuple[Words, ...]
+    tunnel: str | None
+    mark: str
+
+
+class Ledger:
+    """The ledger at `path`.  Only who holds the pid file's lock may use it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def write(self, undo: list[Words], tunnel: str | None, mark: str) -> None:
+        """Replace what it says.  Nothing left to undo: no ledger.  Raises LedgerError."""
+        try:
+            if not undo:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+                return
+            text = json.dumps({"tunnel": tunnel, "mark": mark, "undo": undo}, indent=1)
+            # Beside it, for rename(2) to replace it atomically; not to be followed, not to be read.
+            new = f"{self._path}.new"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with os.fdopen(os.open(new, flags, 0o600), "w") as file:
+                file.write(text)
+            os.rename(new, self._path)
+        except OSError as error:
+            raise LedgerError(f"{self._path}: {error.strerror}") from None
+
+    def read(self) -> Left | None:
+        """What an earlier run left, or None.  Raises LedgerError.
+
+        Only commands that a plan could have made are taken from it.
+        """
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb") as file:
+                if os.fstat(fd).st_uid not in (0, os.geteuid()):
+                    raise LedgerError(f"{self._path}: belongs to somebody else; remove it")
+                found = json.loads(file.read(1 << 20))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LedgerError(f"{self._path}: {error.strerror}") from None
+        except ValueError:
+            raise LedgerError(f"{self._path}: not readable; remove it") from None
+        match found:
+            case {"tunnel": str() | None as tunnel, "mark": str(mark), "undo": list(undo)}:
+                commands = tuple(
+                    tuple(map(str, words)) for words in undo if isinstance(words, list)
+                )
+                if all(map(plan.is_undo, commands)) and len(commands) == len(undo):
+                    return Left(commands, tunnel, mark)
+        raise LedgerError(f"{self._path}: holds what dtcpc cannot have written; remove it")

@@ -1,0 +1,104 @@
+"""The password: from its file, or asked for on the terminal.  It goes nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+
+LARGEST = 1 << 20  # bytes of a password file
+
+
+class PasswordError(Exception):
+    """There is no password to be had, or only an unsafe one.  Fit for a terminal."""
+
+
+def read_private(path: str) -> str:
+    """The text of a file that holds secrets.  Raises PasswordError, or FileNotFoundError.
+
+    The file is opened once and checked as opened: a regular file, no symbolic link, of root or the
+    caller, without access for group or others, in a directory where nobody else can replace it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        is_link = os.path.islink(path)
+        raise PasswordError(
+            f"{path}: {'is a symbolic link' if is_link else error.strerror}"
+        ) from None
+    with os.fdopen(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise PasswordError(f"{path}: not a regular file")
+        if info.st_uid not in (0, os.geteuid()):
+            raise PasswordError(f"{path}: belongs to somebody else; chown root {path}")
+        if info.st_mode & 0o077:
+            whom = "readable" if info.st_mode & 0o044 else "accessible"
+            raise PasswordError(f"{path}: {whom} by others; chmod 600 {path}")
+        directory = os.path.dirname(os.path.abspath(path))
+        mode = os.stat(directory).st_mode
+        if mode & 0o022 and not mode & stat.S_ISVTX:
+            raise PasswordError(f"{directory}: writable by others; chmod go-w {directory}")
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise PasswordError(f"{path}: too large for a password file")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise PasswordError(f"{path}: begins with a byte order mark; remove it")
+    return data.decode("utf-8", "surrogateescape")
+
+
+def from_file(path: str, server: str, user: str) -> str | None:
+    """The password for `user` at `server`, as written on the command line, or None.
+
+    Lines are `server:user:password`; the password may hold colons, and blanks at its end.
+    Raises PasswordError, or FileNotFoundError.
+    """
+    for number, line in enumerate(read_private(path).split("\n"), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = line.split(":", 2)
+        if len(fields) < 3:
+            raise PasswordError(f"{path}: line {number} is not server:user:password")
+        if fields[:2] == [server, user]:
+            if line.endswith("\r"):
+                raise PasswordError(f"{path}: line {number} ends in a carriage return")
+            if not fields[2]:
+                raise PasswordError(f"{path}: line {number} has an empty password")
+            return fields[2]
+    return None
+
+
+def from_terminal(prompt: str) -> str:
+    """Ask on the controlling terminal, without echo.  Raises PasswordError.
+
+    The terminal is as it was however this ends; a signal's handler may end it by raising.
+    """
+    import termios
+
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        raise PasswordError(
+            "no password: not in the password file, and no terminal to ask"
+        ) from None
+    with os.fdopen(terminal, "r+b", buffering=0) as tty:
+        before = termios.tcgetattr(tty)
+        silent = list(before)
+        silent[3] &= ~termios.ECHO
+        try:
+            termios.tcsetattr(tty, termios.TCSAFLUSH, silent)
+            tty.write(prompt.encode())
+            line = bytearray()
+            while not line.endswith(b"\n") and (part := tty.read(1024)):
+                line += part
+        finally:
+            termios.tcsetattr(tty, termios.TCSAFLUSH, before)
+            with contextlib.suppress(OSError):
+                tty.write(b"\n")
+    password = line.rstrip(b"\n").decode(sys.getfilesystemencoding(), "surrogateescape")
+    if not password:
+        raise PasswordError("no password given")
+    return password

@@ -1,0 +1,354 @@
+"""The one door to the system: runs the commands, and knows when they lie.
+
+FreeBSD's network commands exit 0 when they failed (`ifconfig IF tunnel`), complain on standard
+output (`route`), or succeed whatever happened (`rtsol`).  So a command is believed only when it
+exits 0 AND writes nothing to standard error, and a step only when its effect was seen.
+
+Commands are lists of words, never a shell's string; they get an environment of ours and a time
+limit.  `sh` is imported here and nowhere else, and only when the first command is due: that alone
+takes longer than the commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from dtcp import plan
+from dtcp.ledger import Ledger, LedgerError, Left
+from dtcp.plan import LINK_LOCAL, TUNNEL, Check, Interface, Step, Words
+
+LIMIT = 5.0  # seconds that a command may take
+HURRY = 4.0  # seconds for all that is left to be run once we were told to stop,
+LEAST = 0.5  # but this for each of them, so that every undo is tried
+
+# What service(8) and cron(8) have; taken when we were started with no PATH at all.
+_PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
+
+# An undo that fails with one of these has nothing left to undo.
+_GONE = re.compile(r"does not exist|not in table|has not been found|Can't assign requested address")
+
+
+class CommandFailed(Exception):
+    """A command failed, or said that it worked and did not."""
+
+    def __init__(self, words: Words, reason: str, status: int | None = None) -> None:
+        self.words, self.reason, self.status = words, reason, status
+        super().__init__(f"{plan.spelled(words)}: {reason}")
+
+
+class Interrupted(Exception):
+    """We were told to stop in the middle of a plan; what was done of it has been undone."""
+
+
+class Output(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class System:
+    """Runs plans on this host.
+
+    `log` gets each command as a person would type it, before it runs.  One `System` holds one
+    tunnel: its interface (`tunnel`) and the steps done for it, in order (`done`).
+    """
+
+    def __init__(
+        self, log: Callable[[str], None], ledger: Ledger | None = None, tunnel: str | None = None
+    ) -> None:
+        self.tunnel = tunnel
+        self.done: list[Step] = []
+        self._log = log
+        self._ledger = ledger
+        self._deadline: float | None = None  # when everything must be over
+
+    # --- running ------------------------------------------------------------------------------
+
+    def hurry(self) -> None:
+        """We are to stop: what still has to be run, hanging commands included, gets HURRY s."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + HURRY
+
+    def run(self, words: Words, limit: float = LIMIT) -> str:
+        """Run one command; its standard output.  Raises CommandFailed."""
+        output = self._output(words, limit)
+        if output.status == 0 and not output.err:
+            return output.out
+        # Standard error says why; where it is empty (route(8) of 13.2), standard output does.
+        lines = (output.err or output.out).strip().splitlines()
+        reason = lines[0].removeprefix(f"{words[0]}: ") if lines else f"exit status {output.status}"
+        raise CommandFailed(words, reason, output.status)
+
+    def _output(self, words: Words, limit: float) -> Output:
+        import sh
+
+        self._log(plan.spelled(words))
+        path = os.environ.get("PATH") or _PATH
+        program = shutil.which(words[0], path=path)
+        if program is None:
+            raise CommandFailed(words, f"no such command in {path}")
+        ended = threading.Event()
+        outcome: list[Output] = []
+
+        def wait() -> None:
+            try:
+                command.wait()
+            except sh.ErrorReturnCode:
+                pass  # the status says it
+            finally:
+                outcome.append(
+                    Output(command.exit_code, _text(command.stdout), _text(command.stderr))
+                )
+                ended.set()
+
+        with open(os.devnull, "rb") as nothing:
+            try:
+                # A session of its own keeps the terminal's ^C away from the command.
+                command = sh.Command(program)(
+                    *words[1:],
+                    _bg=True,
+                    _bg_exc=False,
+                    _return_cmd=True,
+                    _new_session=True,
+                    _close_fds=False,  # would want /dev/fd; Python's are closed on exec anyway
+                    _tty_in=False,
+                    _tty_out=False,
+                    _in=nothing,
+                    _env={"PATH": path, "LC_ALL": "C"},
+                )
+            except (sh.ForkException, OSError) as error:
+                raise CommandFailed(words, f"cannot be run: {error}") from None
+            # Of sh's own ways to wait with a limit, `_timeout` costs 100 ms a call, wait(timeout)
+            # 15 ms, and `_done` is sometimes never called (2.2.2 and 2.4.0).
+            threading.Thread(target=wait, daemon=True).start()
+            if not self._in_time(ended, limit):
+                with contextlib.suppress(ProcessLookupError):
+                    command.kill_group()
+                raise CommandFailed(words, f"did not end within {limit:.0f} s")
+        return outcome[0]
+
+    def _in_time(self, ended: threading.Event, limit: float) -> bool:
+        start = time.monotonic()
+        end = start + limit
+        while not ended.wait(min(0.2, max(0.0, end - time.monotonic()))):
+            if self._deadline is not None:  # `hurry` may come while the command runs
+                end = min(end, max(self._deadline, start + LEAST))
+            if time.monotonic() >= end:
+                return False
+        return True
+
+    # --- plans --------------------------------------------------------------------------------
+
+    def up(self, steps: Iterable[Step], stop: Callable[[], bool] = lambda: False) -> None:
+        """Do the steps, in order; when one fails, undo all that was done, in reverse.
+
+        `stop` is asked before each step.  Raises CommandFailed or Interrupted.
+        """
+        unseen: list[Check] = []
+        try:
+            for step in steps:
+                # One look serves all the checks in a row that want it.
+                if unseen and (step.check is None or step.check.look != unseen[0].look):
+                    self._see(unseen)
+                    unseen.clear()
+                if stop():
+                    raise Interrupted
+                self._do(step)
+                if step.check is not None:
+                    unseen.append(step.check)
+            self._see(unseen)
+        except BaseException:
+            self.down(been_up=False)
+            raise
+
+    def down(self, *, been_up: bool = True) -> list[CommandFailed]:
+        """Undo what was done, in reverse, whatever fails; the failures.
+
+        What could not be undone stays in `done`, and in the ledger.
+        """
+        failures: list[CommandFailed] = []
+        left: list[Step] = []
+        while self.done:
+            step = self.done[-1]
+            undo = step.leave if been_up and step.leave is not None else step.undo
+            failed = [failure for words in undo for failure in self._undo(words)]
+            failures += failed
+            if failed:
+                left.insert(0, step)
+            self.done.pop()
+            with contextlib.suppress(LedgerError):  # a full disk must not stop us here
+                self._record(left)
+        self.done = left
+        if not left:
+            self.tunnel = None
+        return failures
+
+    def undo_left(self, left: Left) -> list[CommandFailed]:
+        """Undo what an earlier run left, by its ledger; the failures."""
+        # An interface that was made is known by its mark, not by its name: the name may be
+        # somebody else's by now.
+        self.tunnel = self.marked(left.mark) if left.mark else left.tunnel
+        failures = [failure for words in left.undo for failure in self._undo(words)]
+        self.tunnel = None
+        if not failures:
+            self._record()
+        return failures
+
+    def _do(self, step: Step) -> None:
+        # The undo is armed, and on disk, before the command runs: we may be killed in it.
+        self.done.append(step)
+        self._record()
+        try:
+            out = self.run(self._bound(step.do))
+        except CommandFailed as failed:
+            if step.names_tunnel or step.mark:
+                self._find_ours()
+            elif failed.status and step.do[0] == "route":
+                # Refused outright, so not ours to take away: the route may be somebody else's.
+                self.done.pop()
+            raise
+        if step.names_tunnel:
+            name = (out.split() or [""])[-1]
+            if not plan.NAME.fullmatch(name):
+                self._find_ours()
+                raise CommandFailed(step.do, f"no name of an interface in its output: {out!a}")
+            self.tunnel = name
+        elif step.mark:
+            self.tunnel = step.do[1]
+
+    def _find_ours(self) -> None:
+        """Find the tunnel interface by its mark after a command that was to make or name it."""
+        create = next(step for step in self.done if step.mark)
+        self.tunnel = self.marked(create.mark)
+        if self.tunnel is None:
+            self.done.clear()
+
+    def _undo(self, words: Words) -> list[CommandFailed]:
+        if TUNNEL in words and self.tunnel is None:
+            return []
+        commands = [self._bound(words)]
+        failures: list[CommandFailed] = []
+        try:
+            if LINK_LOCAL in words:
+                commands = [
+                    tuple(address if word == LINK_LOCAL else word for word in commands[0])
+                    for address in self._link_locals()
+                ]
+        except CommandFailed as failed:
+            commands = []
+            failures.append(failed)
+        for command in commands:
+            try:
+                self.run(command)
+            except CommandFailed as failed:
+                failures.append(failed)
+        return [failed for failed in failures if not _GONE.search(failed.reason)]
+
+    def _record(self, left: list[Step] | None = None) -> None:
+        if self._ledger is None:
+            return
+        steps = [*self.done[::-1], *(left or [])[::-1]]
+        mark = next((step.mark for step in steps if step.mark), "")
+        undo = [words for step in steps for words in step.undo]
+        self._ledger.write(undo, self.tunnel, mark)
+
+    def _bound(self, words: Words) -> Words:
+        return tuple(self._name(word) for word in words)
+
+    def _name(self, text: str) -> str:
+        return text.replace(TUNNEL, self.tunnel) if self.tunnel else text
+
+    def _see(self, checks: list[Check]) -> None:
+        if not checks:
+            return
+        look = self._bound(checks[0].look)
+        seen = _words(self.run(look))
+        for check in checks:
+            for phrase in map(self._name, check.shows):
+                if not _has(seen, phrase):
+                    raise CommandFailed(look, f'does not show "{phrase}"')
+            for phrase in map(self._name, check.lacks):
+                if _has(seen, phrase):
+                    raise CommandFailed(look, f'still shows "{phrase}"')
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def interface(self, name: str) -> Interface | None:
+        """The interface of that name, or None."""
+        try:
+            return _interface(name, self.run(("ifconfig", name)))
+        except CommandFailed as failed:
+            if "does not exist" in failed.reason:
+                return None
+            raise
+
+    def ours(self) -> list[Interface]:
+        """The interfaces in our group (plan.GROUP), whoever put them there."""
+        names = self.run(("ifconfig", "-g", plan.GROUP)).split()
+        return [
+            interface
+            for name in names
+            if plan.NAME.fullmatch(name) and (interface := self.interface(name)) is not None
+        ]
+
+    def marked(self, mark: str) -> str | None:
+        """The name of the interface that carries this mark as its description, or None."""
+        return next((each.name for each in self.ours() if each.description == mark), None)
+
+    def default_route(self) -> bool:
+        """Whether there is an IPv6 default route, whoever made it."""
+        try:
+            self.run(("route", "-n", "get", "-inet6", "default"))
+        except CommandFailed as failed:
+            if "has not been found" in failed.reason:
+                return False
+            raise
+        return True
+
+    def _link_locals(self) -> list[str]:
+        shown = self.run(self._bound(("ifconfig", TUNNEL)))
+        return re.findall(r"^\s+inet6 (fe80:[0-9a-f:]+)", shown, re.MULTILINE)
+
+
+def _text(output: bytes) -> str:
+    return output.decode("utf-8", "replace")
+
+
+def _words(output: str) -> list[str]:
+    return [word for word in re.split(r"[\s<>,=]+", output) if word]
+
+
+def _has(words: list[str], phrase: str) -> bool:
+    wanted = phrase.split()
+    return any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1))
+
+
+def _interface(name: str, shown: str) -> Interface:
+    """What ifconfig(8) shows of an interface.  Lines are found by their words, in any order."""
+
+    def first(pattern: str) -> str:
+        found = re.search(pattern, shown, re.MULTILINE)
+        return found[1] if found else ""
+
+    flags = first(r"^\S+ flags=[0-9a-f]+<(.*?)>").split(",")
+    pair = re.search(r"^\s+tunnel inet (\S+) --> (\S+)", shown, re.MULTILINE)
+    addresses = re.findall(r"^\s+inet6 ([0-9a-f:.]+)", shown, re.MULTILINE)
+    return Interface(
+        name,
+        mtu=int(first(r"\bmtu ([0-9]+)") or plan.MTU_LEAST),
+        up="UP" in flags,
+        outer=(IPv4Address(pair[1]), IPv4Address(pair[2])) if pair else None,
+        description=first(r"^\s+description: (.*)$"),
+        groups=tuple(first(r"^\s+groups: (.*)$").split()),
+        inet6_disabled="IFDISABLED" in first(r"^\s+nd6 options=[0-9a-f]+<(.*?)>").split(","),
+        link_local=any(address.startswith("fe80:") for address in addresses),
+        addresses=tuple(IPv6Address(each) for each in addresses if not each.startswith("fe80:")),
+    )

@@ -1,0 +1,465 @@
+"""DTCP as bytes: lines, the login digest, and the state of both ends of a conversation.
+
+A conversation is POP3-like.  The server speaks first; every command and every reply is one line:
+
+    S: +OK 0B1517C87D516A5FA65BED722D51A04F KAME tunnel server
+    C: tunnel itojun 5F7E...C3 host
+    S: +OK 203.0.113.7 192.0.2.1 2001:db8:1::6 2001:db8:1::5
+    C: ping                                        (once a minute, for the life of the tunnel)
+    S: +OK hi, happy to hear from you
+    C: quit
+    S: +OK see you soon.
+
+Nothing here knows a socket or a clock.  The owner of a `Client` or a `Session` feeds it the bytes
+that arrived (`receive`) and the time (`tick`, in seconds of any monotonic clock), sends what
+`take()` returns, calls `tick` again no later than `deadline`, and acts on the events it gets.
+Whatever the peer does wrong comes out as `ProtocolError`, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+PORT = 20200
+LINE_LIMIT = 512  # bytes of a line, its ending not counted
+
+LOGIN_TIME = 30.0  # seconds from connecting to the reply to `tunnel`
+PING_INTERVAL = 60.0
+PING_TIME = 15.0  # seconds in which a `ping` must be answered
+PINGS_MISSED = 2  # in a row: the server is gone
+
+AUTH_TIME = 60.0  # the server's limits, with KAME's names and values
+IDLE_TIME = 300.0
+LOGIN_FAILURES = 3
+BAD_COMMANDS = 5
+
+TYPES = ("tunnelonly", "host", "network", "tunnelroute")
+
+# What may stand for a user on the wire and in an interface's description: nothing a shell, a path
+# or a log reader could take for something else.
+USER = re.compile(r"[A-Za-z0-9._@+-]{1,64}")
+
+_CHALLENGE = re.compile(r"[0-9A-Fa-f]{32}")
+_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
+
+# The replies of KAME's server of 2001, word for word: clients in the field may look at them.
+BYE = "see you soon."
+PONG = "hi, happy to hear from you"
+HELP = "valid commands are: TUNNEL PING QUIT"
+BAD_LOGIN = "authentication failed."
+BAD_COMMAND = "invalid command"
+BAD_TYPE = "unsupported tunnel type {}"
+SOLD_OUT = "tunnel interface sold out"
+TIMED_OUT = "connection timed out, disconnecting"
+# Ours, where KAME's server had no such case.
+HAVE_TUNNEL = "this connection has a tunnel already"
+NO_ROUTE = "no route for this user"
+INTERNAL = "internal error"
+BUSY = "busy, try again later"
+STOPPING = "server is going down"
+
+
+class ProtocolError(Exception):
+    """The peer said what DTCP does not have.  Its text is fit for a terminal."""
+
+
+def visible(text: str) -> str:
+    """Text of the peer, with everything but printable ASCII made visible, and capped."""
+    shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text[:LINE_LIMIT])
+    return shown if len(shown) <= 200 else shown[:200] + "..."
+
+
+def digest(user: str, challenge: str, password: str) -> str:
+    """The answer to a challenge: MD5 over user, challenge and password, upper-case hexadecimal.
+
+    The challenge goes in as it came, the user first (unlike APOP of RFC 1939).  KAME's server
+    compares letter by letter with upper case.
+    """
+    # A FIPS build of OpenSSL refuses MD5 unless told that no security is expected of it.
+    md5 = hashlib.md5(usedforsecurity=False)
+    for part in (user, challenge, password):
+        md5.update(part.encode("utf-8", "surrogateescape"))
+    return md5.hexdigest().upper()
+
+
+class LineBuffer:
+    """Bytes to lines: LF or CRLF ends one; a CR or NUL elsewhere, or a long line, is an error."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._searched = 0  # where to look for the next LF: a slow peer must not cost O(n^2)
+
+    def feed(self, data: bytes) -> None:
+        self._pending += data
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def first_byte(self) -> int | None:
+        return self._pending[0] if self._pending else None
+
+    def next_line(self) -> str | None:
+        """The next line without its ending, or None while it is not complete."""
+        end = self._pending.find(b"\n", self._searched, LINE_LIMIT + 2)
+        if end < 0:
+            if len(self._pending) > LINE_LIMIT + 1:
+                raise ProtocolError(f"a line of more than {LINE_LIMIT} bytes")
+            self._searched = len(self._pending)
+            return None
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        self._searched = 0
+        line = line[:-1] if line.endswith(b"\r") else line
+        if len(line) > LINE_LIMIT:
+            raise ProtocolError(f"a line of more than {LINE_LIMIT} bytes")
+        if b"\r" in line or b"\0" in line:
+            raise ProtocolError("a carriage return or NUL inside a line")
+        return line.decode("latin-1")
+
+
+class Reply(NamedTuple):
+    ok: bool
+    text: str
+
+
+def parse_reply(line: str) -> Reply:
+    """`+OK ...` or `-ERR ...`."""
+    word, _, text = line.partition(" ")
+    if word == "+OK":
+        return Reply(True, text.strip(" \t"))
+    if word == "-ERR":
+        return Reply(False, text.strip(" \t"))
+    raise ProtocolError(f'neither +OK nor -ERR: "{visible(line)}"')
+
+
+def challenge_of(greeting: Reply) -> str:
+    """The challenge of a greeting, as it came.
+
+    32 hexadecimal digits and nothing else: with a challenge of its own choosing a false server
+    could learn the password's first letters (CVE-2007-1558, for APOP).
+    """
+    word = greeting.text.split(" ")[0]
+    if not _CHALLENGE.fullmatch(word):
+        raise ProtocolError(f'no challenge in the greeting: "{visible(greeting.text)}"')
+    return word
+
+
+_BANNERS = (
+    (b"SSH-", "an SSH server"),
+    (b"HTTP", "a web server"),
+    (b"<", "a web server"),
+    (b"220", "a mail or FTP server"),
+    (b"\x15\x03", "a TLS server"),
+    (b"\x16\x03", "a TLS server"),
+)
+
+
+def _not_dtcp(start: bytes) -> ProtocolError:
+    what = next(
+        (f"; it looks like {name}" for prefix, name in _BANNERS if start.startswith(prefix)), ""
+    )
+    return ProtocolError(f"this is no DTCP server{what}")
+
+
+# --- the client's end -------------------------------------------------------------------------
+
+
+class Granted(NamedTuple):
+    """The login was accepted; `words` are what stood behind `+OK`, unchecked."""
+
+    words: list[str]
+
+
+class Refused(NamedTuple):
+    """The server said `-ERR`: at the greeting (`at_greeting`) or to our login."""
+
+    text: str
+    at_greeting: bool
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it makes sense to come back soon: the server is busy, not unwilling."""
+        hints = ("sold out", "busy", "timed out", "try again", "going down", "internal error")
+        return self.at_greeting or any(hint in self.text.lower() for hint in hints)
+
+
+class Lost(NamedTuple):
+    """The connection is of no use any more."""
+
+    reason: str
+
+
+ClientEvent = Granted | Refused | Lost
+
+
+def _no_trace(line: str) -> None:
+    pass
+
+
+class Client:
+    """The client's end of one connection.
+
+    `trace` gets every line as it goes (`>> `) or comes (`<< `), the digest masked.
+    """
+
+    def __init__(
+        self,
+        user: str,
+        password: str,
+        tunnel_type: str,
+        now: float,
+        *,
+        trace: Callable[[str], None] = _no_trace,
+    ) -> None:
+        self._user, self._password, self._type = user, password, tunnel_type
+        self._trace = trace
+        self._lines = LineBuffer()
+        self._out = bytearray()
+        self._state = "greeting"  # -> login -> up -> over
+        self._unanswered = 0  # pings sent and not answered yet
+        self._missed = 0
+        self.deadline = now + LOGIN_TIME
+
+    def take(self) -> bytes:
+        """What is to be sent now."""
+        data = bytes(self._out)
+        self._out.clear()
+        return data
+
+    def receive(self, data: bytes, now: float) -> list[ClientEvent]:
+        """What comes of bytes from the server; no bytes mean that it closed the connection."""
+        if self._state == "over":
+            return []
+        if not data:
+            return [self._over(Lost("the server closed the connection"))]
+        self._lines.feed(data)
+        first = self._lines.first_byte()
+        if self._state == "greeting" and first is not None and first not in b"+-":
+            raise _not_dtcp(data)
+        events: list[ClientEvent] = []
+        while self._state != "over" and (line := self._lines.next_line()) is not None:
+            self._trace(f"<< {visible(line)}")
+            event = self._line(parse_reply(line), now)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def _line(self, reply: Reply, now: float) -> ClientEvent | None:
+        if self._state == "greeting":
+            if not reply.ok:
+                return self._over(Refused(visible(reply.text), at_greeting=True))
+            answer = digest(self._user, challenge_of(reply), self._password)
+            self._nothing_more("before the login")
+            self._send(f"tunnel {self._user} {answer} {self._type}", secret=answer)
+            self._state = "login"
+            return None
+        if self._state == "login":
+            if not reply.ok:
+                return self._over(Refused(visible(reply.text), at_greeting=False))
+            self._nothing_more("behind the reply to the login")
+            self._state = "up"
+            self.deadline = now + PING_INTERVAL
+            return Granted(reply.text.split())
+        if not reply.ok:
+            return self._over(Lost(f'the server says "{visible(reply.text)}"'))
+        if not self._unanswered:
+            raise ProtocolError(f'a reply nobody asked for: "{visible(reply.text)}"')
+        self._unanswered -= 1
+        self._missed = 0
+        self.deadline = now + PING_INTERVAL
+        return None
+
+    def tick(self, now: float) -> list[ClientEvent]:
+        """What comes of the time; call it whenever `deadline` has passed."""
+        if now < self.deadline or self._state == "over":
+            return []
+        if self._state != "up":
+            what = "the greeting" if self._state == "greeting" else "the reply to the login"
+            return [self._over(Lost(f"no answer: {what} did not come within {LOGIN_TIME:.0f} s"))]
+        if self._unanswered:
+            self._missed += 1
+            if self._missed == PINGS_MISSED:
+                return [self._over(Lost("no answer to two pings"))]
+        self._send("ping")
+        self._unanswered += 1
+        self.deadline = now + PING_TIME
+        return []
+
+    def quit(self) -> None:
+        """Say goodbye, if there is somebody to say it to."""
+        if self._state != "over":
+            self._send("quit")
+            self._state = "over"
+
+    def _send(self, line: str, secret: str = "") -> None:
+        self._trace(f">> {line.replace(secret, '*' * 8) if secret else line}")
+        self._out += line.encode("ascii") + b"\r\n"
+
+    def _over(self, event: ClientEvent) -> ClientEvent:
+        self._state = "over"
+        return event
+
+    def _nothing_more(self, where: str) -> None:
+        # The server cannot have answered what it was not asked yet.
+        if len(self._lines):
+            raise ProtocolError(f"unexpected data {where}")
+
+
+# --- the server's end -------------------------------------------------------------------------
+
+
+class Asked(NamedTuple):
+    """`user`, whose digest was right, asks for a tunnel: answer with `accept` or `refuse`."""
+
+    user: str
+    type: str
+
+
+class Ended(NamedTuple):
+    """The conversation is over; what is left in `take()` is still to be sent."""
+
+    reason: str
+
+
+SessionEvent = Asked | Ended
+
+
+class Session:
+    """The server's end of one connection.
+
+    `challenge` must come from a secure source and be used once.  `password_of` gives a user's
+    password, or None.  A login that fails costs the same, and reads the same, whoever it was.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        challenge: str,
+        password_of: Callable[[str], str | None],
+        now: float,
+        *,
+        trace: Callable[[str], None] = _no_trace,
+    ) -> None:
+        self._challenge = challenge
+        self._password_of = password_of
+        self._trace = trace
+        self._lines = LineBuffer()
+        self._out = bytearray()
+        self._state = "login"  # -> asked -> login or up -> over
+        self._failures = 0
+        self._bad_commands = 0
+        self._auth_deadline = now + AUTH_TIME  # nothing extends this one
+        self.deadline = self._auth_deadline
+        self._reply(f"+OK {challenge} {name}")
+
+    def take(self) -> bytes:
+        """What is to be sent now."""
+        data = bytes(self._out)
+        self._out.clear()
+        return data
+
+    def receive(self, data: bytes, now: float) -> list[SessionEvent]:
+        """What comes of bytes from the client; no bytes mean that it closed the connection."""
+        if self._state == "over":
+            return []
+        if not data:
+            return [self._over("the client closed the connection")]
+        self._lines.feed(data)
+        events = self._work(now)
+        if not events and len(self._lines) > 4 * LINE_LIMIT:
+            raise ProtocolError("too much at once")
+        return events
+
+    def accept(self, reply: str, now: float) -> list[SessionEvent]:
+        """Grant what was asked: `reply` is what stands behind `+OK`."""
+        self._state = "up"
+        self.deadline = now + IDLE_TIME
+        self._reply(f"+OK {reply}")
+        return self._work(now)
+
+    def refuse(self, text: str, now: float) -> list[SessionEvent]:
+        """Refuse what was asked; the client may ask for something else."""
+        self._state = "login"
+        self._reply(f"-ERR {text}")
+        return self._work(now)
+
+    def tick(self, now: float) -> list[SessionEvent]:
+        """What comes of the time; call it whenever `deadline` has passed."""
+        if now < self.deadline or self._state in ("asked", "over"):
+            return []
+        self._reply(f"-ERR {TIMED_OUT}")
+        return [self._over("timed out")]
+
+    def close(self, text: str) -> None:
+        """End the conversation from our side."""
+        if self._state != "over":
+            self._reply(f"-ERR {text}")
+            self._state = "over"
+
+    def _work(self, now: float) -> list[SessionEvent]:
+        # While a request is being worked on, what came behind it waits.
+        while self._state in ("login", "up") and (line := self._lines.next_line()) is not None:
+            event = self._command(line, now)
+            if event is not None:
+                return [event]
+        return []
+
+    def _command(self, line: str, now: float) -> SessionEvent | None:
+        words = line.split()
+        verb = words[0].lower() if words else ""
+        shown = visible(line)
+        if verb == "tunnel" and len(words) > 2:
+            shown = shown.replace(visible(words[2]), "*" * 8)
+        self._trace(f"<< {shown}")
+        if self._state == "up":
+            self.deadline = now + IDLE_TIME
+        if verb == "quit":
+            self._reply(f"+OK {BYE}")
+            return self._over("the client said quit")
+        if verb == "ping":
+            self._reply(f"+OK {PONG}")
+        elif verb == "help":
+            self._reply(f"+OK {HELP}")
+        elif verb == "tunnel":
+            return self._login(words[1:])
+        else:
+            self._reply(f"-ERR {BAD_COMMAND}")
+            self._bad_commands += 1
+            if self._bad_commands == BAD_COMMANDS:
+                return self._over("too many invalid commands")
+        return None
+
+    def _login(self, words: list[str]) -> SessionEvent | None:
+        if self._state == "up":
+            self._reply(f"-ERR {HAVE_TUNNEL}")
+            return None
+        if len(words) != 3 or not self._knows(words[0], words[1]):
+            self._reply(f"-ERR {BAD_LOGIN}")
+            self._failures += 1
+            return (
+                self._over("too many failed logins") if self._failures == LOGIN_FAILURES else None
+            )
+        if words[2] not in TYPES:
+            self._reply(f"-ERR {BAD_TYPE.format(visible(words[2]))}")
+            return None
+        self._state = "asked"
+        return Asked(words[0], words[2])
+
+    def _knows(self, user: str, answer: str) -> bool:
+        known = self._password_of(user) if USER.fullmatch(user) else None
+        # An unknown user takes the same way as a wrong password, to the last byte.
+        expected = digest(user, self._challenge, "" if known is None else known)
+        given = answer.upper() if _DIGEST.fullmatch(answer) else "0" * 32
+        return hmac.compare_digest(expected, given) and known is not None
+
+    def _reply(self, line: str) -> None:
+        self._trace(f">> {line}")
+        self._out += line.encode("ascii", "replace") + b"\r\n"
+
+    def _over(self, reason: str) -> Ended:
+        self._state = "over"
+        return Ended(reason)
