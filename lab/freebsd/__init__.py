@@ -1,0 +1,23 @@
+"""FreeBSD's network commands on a Linux kernel.
+
+``bin/`` holds ``ifconfig``, ``route``, ``netstat`` and ``sysctl`` for the hosts of the lab that
+play FreeBSD. They take FreeBSD's arguments, print FreeBSD's words and exit with FreeBSD's status,
+oddities included, and what they say is really done to the network namespace they run in.
+
+How a command runs (``command``)::
+
+    store.load, linux.observe, the command's words change the model, linux.project, store.save
+
+``model`` is the host as FreeBSD's kernel has it, ``addresses``, ``routes`` and ``links`` are the
+rules by which it changes. Nothing in these four knows Linux. ``linux`` reads what only Linux
+can know (links that came or went, what router advertisements brought) and afterwards makes the
+namespace look like the model. A gif is a TUN device and a ``gif_relay`` process.
+
+A FreeBSD host is a network, mount and UTS namespace with a private /run. There, in /run/freebsd:
+
+    release     "15.1" (without the file) or "13.2": which one to be
+    jail        "plain" or "vnet": we are inside a jail of that kind
+    faults      what shall go wrong (see ``faults``)
+    state.json  the model
+    refused     what Linux would not do: always a bug of the lab, and empty
+"""

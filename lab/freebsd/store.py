@@ -1,0 +1,69 @@
+"""The model between two commands: /run/freebsd/state.json, one command at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from .model import Address, Host, Interface, Route
+
+HERE = Path("/run/freebsd")
+
+
+@contextlib.contextmanager
+def lock() -> Iterator[None]:
+    """Commands follow each other. Who is not root may read, and needs no lock for that."""
+    if os.geteuid():
+        yield
+        return
+    HERE.mkdir(exist_ok=True)
+    with open(HERE / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def word(name: str, otherwise: str) -> str:
+    """What somebody wrote into one of the small files."""
+    try:
+        return (HERE / name).read_text().strip() or otherwise
+    except FileNotFoundError:
+        return otherwise
+
+
+def load() -> Host:
+    host = Host(word("release", "15.1"), jail=word("jail", ""))
+    try:
+        kept = json.loads((HERE / "state.json").read_text())
+    except FileNotFoundError:
+        # Eight random octets, as if hashed from a host's name and uuid.
+        host.hostid = os.urandom(8).hex(":", 2)
+        return host
+    host.hostid, host.sysctl = kept["hostid"], kept["sysctl"]
+    host.routes = [Route(**r) for r in kept["routes"]]
+    for name, values in kept["interfaces"].items():
+        values["addresses"] = [Address(**a) for a in values["addresses"]]
+        host.interfaces[name] = Interface(**values)
+    return host
+
+
+def save(host: Host) -> None:
+    """What Linux tells us each time is left out: what is undone leaves no trace."""
+    for interface in host.interfaces.values():
+        interface.addresses = [a for a in interface.addresses if not a.lifetimes]
+        interface.carrier = True
+        for address in interface.addresses:
+            address.state = ""
+    host.routes = [r for r in host.routes if not r.learned]
+    new = HERE / "state.json.new"
+    new.write_text(json.dumps(asdict(host), indent=1))
+    new.replace(HERE / "state.json")
+
+
+def note_refusal(text: str) -> None:
+    with open(HERE / "refused", "a") as file:
+        file.write(text)
