@@ -1,0 +1,302 @@
+"""The Linux side: sees what only Linux knows, and makes the namespace look like the model.
+
+Linux drops routes when a link goes down, and addresses with them; FreeBSD does not. So after every
+command the difference between model and namespace is computed anew and done, in one ip(8) batch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from . import addresses, links, relay, store
+from .model import ACCEPT_RTADV, INET, INET6, NO_DAD, Address, Host, Interface, Route
+
+OURS = "41"  # the protocol number which our routes carry; nobody else's
+MAIN, FIRST_FIB_TABLE = 254, 1000
+CONF = Path("/proc/sys/net/ipv6/conf")
+
+
+@dataclass
+class Seen:
+    """What ip(8) shows: links by their FreeBSD name, and the routes of both families."""
+
+    links: dict[str, dict[str, Any]]
+    routes: dict[str, list[dict[str, Any]]]
+
+
+def ip(*arguments: str, batch: str | None = None) -> subprocess.CompletedProcess[str]:
+    path = {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"}
+    return subprocess.run(
+        ["ip", *arguments], input=batch, capture_output=True, text=True, env=path, check=False
+    )
+
+
+def run(lines: list[str]) -> None:
+    if lines:
+        done = ip("-force", "-batch", "-", batch="\n".join(lines) + "\n")
+        if done.stderr:
+            store.note_refusal("\n".join([*lines, done.stderr]))
+
+
+def linux_name(name: str) -> str:
+    return "lo" if name == "lo0" else name
+
+
+def look() -> Seen:
+    shown = {"lo0" if a["ifname"] == "lo" else a["ifname"]: a for a in listed("addr", "show")}
+    return Seen(
+        shown,
+        {
+            INET: listed("-4", "route", "show", "table", "all"),
+            INET6: listed("-6", "route", "show", "table", "all"),
+        },
+    )
+
+
+def listed(*arguments: str) -> list[dict[str, Any]]:
+    output = ip("-j", *arguments).stdout
+    return [entry for entry in json.loads(output or "[]") if entry]
+
+
+# --- seeing ---------------------------------------------------------------------------------
+
+
+def observe(host: Host) -> None:
+    """Brings the model up to date: links that came or went, and what advertisements brought."""
+    seen = look()
+    for interface in list(host.interfaces.values()):
+        if interface.name not in seen.links:
+            links.forget(host, interface)
+    for name, link in seen.links.items():
+        if link["link_type"] == "ether" and name not in host.interfaces:
+            links.attach(host, name, "ether", ether=link["address"])
+    if "lo0" not in host.interfaces:
+        links.attach_loopback(host)
+    for name, link in seen.links.items():
+        if name in host.interfaces:
+            observe_link(host, host.interfaces[name], link)
+    for route in seen.routes[INET6]:
+        if route.get("protocol") == "ra" and route["dst"] == "default":
+            observe_router(host, route)
+
+
+def observe_link(host: Host, interface: Interface, link: dict[str, Any]) -> None:
+    interface.carrier = "NO-CARRIER" not in link["flags"] or interface.kind == "epair"
+    for address in interface.addresses:
+        # IPv6 off: FreeBSD keeps the addresses but does not trust the link-local one.
+        address.state = "tentative" if interface.disabled and address.is_linklocal else ""
+    for info in link["addr_info"]:
+        known = interface.address(info.get("local", ""))
+        if known:
+            known.state = "duplicated" if info.get("dadfailed") else ""
+            known.state = known.state or ("tentative" if info.get("tentative") else "")
+        elif info.get("dynamic") and info["family"] == INET6:
+            observe_autoconf(host, interface, info)
+
+
+def observe_autoconf(host: Host, interface: Interface, info: dict[str, Any]) -> None:
+    address = Address(INET6, info["local"], info["prefixlen"])
+    address.lifetimes = (info["preferred_life_time"], info["valid_life_time"])
+    address.state = "tentative" if info.get("tentative") else ""
+    before = len(host.routes)
+    interface.addresses.append(address)
+    addresses.add_routes(host, interface, address)
+    for route in host.routes[before:]:
+        route.learned = True
+
+
+def observe_router(host: Host, shown: dict[str, Any]) -> None:
+    interface = host.interfaces[shown["dev"]]
+    route = addresses.interface_route(interface, INET6, "::", 0, learned=True)
+    route.gateway, route.pinned = shown["gateway"], False
+    host.routes.append(route)
+
+
+# --- doing ----------------------------------------------------------------------------------
+
+
+def project(host: Host) -> None:
+    run(host.errands)
+    host.errands = []
+    relay.sync(host)
+    for interface in host.interfaces.values():
+        switch_ipv6(host, interface)
+    write("/proc/sys/net/ipv6/conf/all/forwarding", forwards(host))
+    write("/proc/sys/net/ipv4/ip_forward", host.sysctl.get("net.inet.ip.forwarding", 0))
+    seen = look()
+    steps: list[str] = []
+    for interface in host.interfaces.values():
+        steps += link_steps(interface, seen.links[interface.name])
+    if steps:
+        run(steps)
+        seen, steps = look(), []  # a link that goes down takes much along
+    for interface in host.interfaces.values():
+        steps += address_steps(interface, seen.links[interface.name])
+    for family in (INET, INET6):
+        steps += route_steps(host, family, seen.routes[family])
+    if host.fibs > 1:
+        steps += rule_steps(host)
+    run(steps)
+
+
+def forwards(host: Host) -> int:
+    return host.sysctl.get("net.inet6.ip6.forwarding", 0)
+
+
+def write(path: str | Path, value: int) -> None:
+    """sysctl(8) of Linux. /proc/sys/net is that of the namespace of who reads it."""
+    path = Path(path)
+    if path.read_text().strip() != str(value):
+        path.write_text(str(value))
+
+
+def switch_ipv6(host: Host, interface: Interface) -> None:
+    conf = CONF / linux_name(interface.name)
+    if interface.kind == "loop":
+        return
+    accepts = interface.nd6 & ACCEPT_RTADV
+    # A router takes addresses from advertisements but no default route, unless rfc6204w3 is set;
+    # and a static default route keeps an advertised one out.
+    ignores = forwards(host) and not host.sysctl.get("net.inet6.ip6.rfc6204w3", 0)
+    defaults = [r for r in host.matching(INET6, 0, "::", 0) if not r.learned]
+    silent = interface.nd6 & NO_DAD or not host.sysctl.get("net.inet6.ip6.dad_count", 1)
+    write(conf / "addr_gen_mode", 1)  # link-local addresses come from the model
+    write(conf / "disable_ipv6", int(interface.disabled))
+    write(conf / "router_solicitations", 0)  # that is for rtsol(8)
+    write(conf / "accept_ra", 2 if accepts else 0)  # 2: although forwarding
+    write(conf / "accept_ra_defrtr", int(not ignores and not defaults))
+    write(conf / "accept_ra_mtu", 0)
+    write(conf / "use_tempaddr", 0)
+    # Whether addresses are tried at all is the lab's decision (waiting costs a second each).
+    usual = int((CONF / "default/accept_dad").read_text())
+    write(conf / "accept_dad", 0 if silent else usual)
+
+
+def link_steps(interface: Interface, seen: dict[str, Any]) -> list[str]:
+    dev = f"link set dev {linux_name(interface.name)}"
+    steps = []
+    if interface.kind != "loop":
+        if seen["mtu"] != interface.mtu:
+            steps.append(f"{dev} mtu {interface.mtu}")
+        if interface.ether and seen["address"] != interface.ether:
+            steps.append(f"{dev} address {interface.ether}")
+    if ("UP" in seen["flags"]) != interface.up:
+        steps.append(f"{dev} {'up' if interface.up else 'down'}")
+    return steps
+
+
+def address_steps(interface: Interface, seen: dict[str, Any]) -> list[str]:
+    """Peers are left to the routes, prefixes too: Linux's own ideas of them differ."""
+    dev = f"dev {linux_name(interface.name)}"
+    wanted = {
+        f"{a.address}/{32 if a.peer and a.family == INET else a.prefixlen}"
+        for a in interface.addresses
+        if not a.lifetimes
+        and not ip_address(a.address).is_multicast
+        and not (interface.kind == "loop" and a.is_linklocal)
+        and not (a.family == INET6 and (interface.disabled or not interface.up))
+    }
+    present = {
+        f"{info['local']}/{info['prefixlen']}"
+        for info in seen["addr_info"]
+        if "local" in info and not (info.get("dynamic") and info["family"] == INET6)
+    }
+    steps = [f"addr del {gone} {dev}" for gone in sorted(present - wanted)]
+    for new in sorted(wanted - present):
+        # The one prefix route that exists on every link at once is left to Linux.
+        quiet = "" if ip_address(new.partition("/")[0]).is_link_local else " noprefixroute"
+        broadcast = " brd +" if interface.ether and ":" not in new else ""
+        steps.append(f"addr add {new}{broadcast} {dev}{quiet}")
+    return steps
+
+
+Target = tuple[str, int, tuple[tuple[str, str], ...]]  # type, mtu, (gateway, device) ...
+
+
+def route_steps(host: Host, family: str, seen: list[dict[str, Any]]) -> list[str]:
+    wanted = wanted_routes(host, family)
+    present = {where(shown, family): target(shown) for shown in seen if is_ours(shown)}
+    steps = []
+    for (table, destination), (kind, _, _) in present.items():
+        if (table, destination) not in wanted:
+            steps.append(f"route del {kind} {destination} table {table} proto {OURS}")
+    for (table, destination), (kind, mtu, hops) in wanted.items():
+        if present.get((table, destination)) != (kind, mtu, hops):
+            hop = [f"via {via} dev {dev} onlink" if via else f"dev {dev}" for via, dev in hops]
+            to = hop[0] if len(hop) == 1 else "".join(f" nexthop {h}" for h in hop)
+            size = f" mtu {mtu}" if mtu else ""
+            steps.append(
+                f"route replace {kind} {destination} table {table} proto {OURS}{size} {to}"
+            )
+    return steps
+
+
+def is_ours(shown: dict[str, Any]) -> bool:
+    return str(shown.get("protocol")) == OURS
+
+
+def where(shown: dict[str, Any], family: str) -> tuple[int, str]:
+    table = shown.get("table", "main")
+    default = "::/0" if family == INET6 else "0.0.0.0/0"
+    destination = default if shown["dst"] == "default" else shown["dst"]
+    if "/" not in destination:
+        destination += "/128" if family == INET6 else "/32"
+    return MAIN if table == "main" else int(table), destination
+
+
+def target(shown: dict[str, Any]) -> Target:
+    kind = shown.get("type", "unicast")
+    hops = [(h.get("gateway", ""), h.get("dev", "")) for h in shown.get("nexthops", [shown])]
+    size = shown["metrics"][0].get("mtu", 0) if shown.get("metrics") else 0
+    return kind, size, tuple(sorted(hops)) if kind == "unicast" else ()
+
+
+def wanted_routes(host: Host, family: str) -> dict[tuple[int, str], Target]:
+    wanted: dict[tuple[int, str], Target] = {}
+    for route in host.routes:
+        # Linux has its own ways to its own addresses, and to the neighbours on each link.
+        if route.family != family or route.is_own or route.is_scoped or route.learned:
+            continue
+        table = FIRST_FIB_TABLE + route.fib if route.fib else MAIN
+        place = (table, f"{route.destination}/{route.prefixlen}")
+        kind, hops = way(host, route)
+        if place in wanted and kind == "unicast":
+            hops = tuple(sorted({*wanted[place][2], *hops}))
+        wanted[place] = (kind, route.mtu if kind == "unicast" else 0, hops)
+    return wanted
+
+
+def way(host: Host, route: Route) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The type of the route in Linux, and where it leads.
+
+    Over a link that is down or has IPv6 off, FreeBSD keeps the route and the sender gets an error.
+    """
+    interface = host.interfaces.get(route.interface)
+    if route.blackhole or (interface and interface.kind == "loop" and not route.reject):
+        return "blackhole", ()
+    off = not interface or not interface.up or (route.family == INET6 and interface.disabled)
+    if route.reject or off or not interface:
+        return "unreachable", ()
+    # A point-to-point link needs no gateway, and Linux takes none that is its own address.
+    return "unicast", (("" if interface.kind == "gif" else route.gateway, interface.name),)
+
+
+def rule_steps(host: Host) -> list[str]:
+    """What comes in on an interface of another FIB is routed by that FIB's table."""
+    steps = []
+    for family, option in ((INET, "-4"), (INET6, "-6")):
+        present = {str(r["iif"]): int(r["table"]) for r in listed(option, "rule") if "iif" in r}
+        wanted = {i.name: FIRST_FIB_TABLE + i.fib for i in host.interfaces.values() if i.fib}
+        everything = "::/0" if family == INET6 else "0.0.0.0/0"
+        for name in set(present) | set(wanted):
+            if present.get(name) == wanted.get(name):
+                continue
+            for verb, table in (("del", present.get(name)), ("add", wanted.get(name))):
+                if table:
+                    steps.append(f"rule {verb} from {everything} iif {name} lookup {table}")
+    return steps
