@@ -1,0 +1,27 @@
+#!/usr/bin/env python3
+"""What every name in ``bin/`` leads to: runs the module of that name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+# Hosts enter their namespaces from anywhere: this file says where the rest is.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+
+def main() -> int:
+    name = Path(sys.argv[0]).name
+    faults = importlib.import_module("lab.freebsd.faults")
+    store = importlib.import_module("lab.freebsd.store")
+    with store.lock():
+        planned = faults.strike(name, sys.argv[1:])
+        if planned is not None:
+            return int(planned)
+        module = importlib.import_module(f"lab.freebsd.{name}")
+        return int(module.main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

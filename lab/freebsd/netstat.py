@@ -1,0 +1,94 @@
+"""netstat(1): -r, the routing tables."""
+
+from __future__ import annotations
+
+import getopt
+import sys
+from ipaddress import ip_address
+
+from . import linux, store
+from .model import INET, INET6, Host, Route
+
+TITLES = {INET: "Internet", INET6: "Internet6"}
+WIDTHS = {INET: (18, 18), INET6: (33, 29)}  # destination, gateway
+
+
+def main(arguments: list[str]) -> int:
+    options = dict(getopt.getopt(arguments, "rnWf:F:")[0])
+    if "-r" not in options:
+        print("netstat: the lab knows -r only", file=sys.stderr)
+        return 1
+    host = store.load()
+    linux.observe(host)
+    fib = int(options.get("-F", 0))
+    print("Routing tables" + (f" (fib: {fib})" if fib else ""))
+    families = [options["-f"]] if "-f" in options else [INET, INET6]
+    for family in families:
+        chosen = [r for r in host.routes if (r.family, r.fib) == (family, fib)]
+        if chosen and host.jail != "plain":
+            sys.stdout.write(table(host, family, sorted(chosen, key=order), "-W" in options))
+    return 0
+
+
+def order(route: Route) -> tuple[bytes, int]:
+    """As the kernel keeps them: a link-local address with its link's number inside."""
+    octets = bytearray(ip_address(route.destination).packed)
+    if route.is_scoped:
+        octets[3] = route.link_index
+    return bytes(octets), route.prefixlen
+
+
+def table(host: Host, family: str, routes: list[Route], wide: bool) -> str:
+    first, second = WIDTHS[family]
+    netif = 12 if host.netlink else 8
+    middle = "Flags   Nhop#    Mtu   " if wide else "Flags "
+    head = f"{'Destination':<{first}s} {'Gateway':<{second}s} {middle} {'Netif':>{netif}s} Expire"
+    lines = ["", f"{TITLES[family]}:", head]
+    for number, route in enumerate(routes, 1):
+        flags = f"{letters(route):<6s}"
+        if wide:
+            flags += f" {number:6d} {mtu(host, route):6d}   "
+        name = route.interface or "---"
+        lines.append(
+            f"{destination(host, route):<{first}.{first}s} "
+            f"{gateway(host, route):<{second}.{second}s} {flags} {name:>{netif}s}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def mtu(host: Host, route: Route) -> int:
+    return route.mtu or host.interfaces[route.interface].mtu
+
+
+def destination(host: Host, route: Route) -> str:
+    if not route.prefixlen:
+        return "default"
+    # The zone is the interface; for its own addresses 15.1 says lo0; without it, its number.
+    zone = route.link or str(route.link_index)
+    if route.is_own and host.netlink:
+        zone = "lo0"
+    text = route.destination + (f"%{zone}" if route.is_scoped else "")
+    return text if route.is_host else f"{text}/{route.prefixlen}"
+
+
+def gateway(host: Host, route: Route) -> str:
+    if route.gateway:
+        scoped = route.family == INET6 and ip_address(route.gateway).is_link_local
+        return route.gateway + (f"%{route.link}" if scoped else "")
+    if (route.reject or route.blackhole) and route.link == "lo0" and not host.netlink:
+        return "::1" if route.family == INET6 else "127.0.0.1"
+    own = route.is_own and host.netlink
+    return f"link#{host.interfaces['lo0'].index if own else route.link_index}"
+
+
+def letters(route: Route) -> str:
+    present = {
+        "U": True,
+        "G": route.gateway,
+        "H": route.is_host,
+        "R": route.reject,
+        "S": route.static,
+        "1": route.proto1,
+        "B": route.blackhole,
+    }
+    return "".join(letter for letter, yes in present.items() if yes)
