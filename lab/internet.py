@@ -118,17 +118,16 @@ class Internet:
         gateway = "198.51.100.1" if self._with_nat else "203.0.113.1"
         scripts = {
             self.client: f"""
-                ip link set em0 up
-                ip address add {client} dev em0
-                ip route add default via {gateway}
+                ifconfig em0 inet {client} up
+                route -n add default {gateway}
                 """,
+            # no_dad: nobody wants to wait a second for that address in every test.
             self.server: """
-                ip link set em0 up
-                ip link set em1 up
-                ip address add 192.0.2.1/24 dev em0
-                ip address add 2001:db8:0:ff::1/64 dev em1
-                ip route add default via 192.0.2.254
-                echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+                ifconfig em0 inet 192.0.2.1/24 up
+                ifconfig em1 inet6 no_dad
+                ifconfig em1 inet6 2001:db8:0:ff::1 prefixlen 64 up
+                route -n add default 192.0.2.254
+                sysctl net.inet6.ip6.forwarding=1
                 """,
             # The IPv4 internet carries no IPv6, by anyone's accident.
             self.router: """
@@ -146,7 +145,7 @@ class Internet:
                 """,
         }
         if self._with_lan:
-            scripts[self.client] += "ip link set em1 up\n"
+            scripts[self.client] += "ifconfig em1 up\n"
             scripts[self.lan] = "ip link set eth0 up\n"
         if self._with_nat:
             scripts[self.nat] = """

@@ -18,10 +18,12 @@ _LOOKS = {
     "IPv6 rules": "ip -6 rule",
     "settings": """cd /proc/sys/net && grep . ipv4/ip_forward \
         ipv6/conf/*/forwarding ipv6/conf/*/accept_ra ipv6/conf/*/disable_ipv6""",
-    # Type, mode, owner, size and, for files, a check sum of what is in them.
-    "files": """find /run /usr/local/etc ! -name '*.log' ! -type f -printf '%M %u %p %l\\n'
-        find /run /usr/local/etc ! -name '*.log' -type f -printf '%M %u %s bytes ' \
-            -exec cksum {} ';'""",
+    # Type, mode, owner, size and, for files, a check sum of what is in them. What is in
+    # /run/freebsd is the machinery behind FreeBSD's commands, whose view is compared itself.
+    "files": """find /run /usr/local/etc -path /run/freebsd -prune -o ! -name '*.log' \
+            ! -type f -printf '%M %u %p %l\\n'
+        find /run /usr/local/etc -path /run/freebsd -prune -o ! -name '*.log' \
+            -type f -printf '%M %u %s bytes ' -exec cksum {} ';'""",
 }
 _FREEBSD_LOOKS = {
     "ifconfig -a": "ifconfig -a",
