@@ -16,6 +16,9 @@ from types import FrameType
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that end us
 
 
+_ERROR, _NOTICE, _INFO, _DEBUG = 3, 5, 6, 7  # of syslog(3)
+
+
 class PidFileError(Exception):
     """Another instance runs, or the pid file cannot be had.  Fit for a terminal."""
 
@@ -40,38 +43,48 @@ def settle() -> None:
 
 
 class Log:
-    """Lines for whoever looks after us, on standard error.
+    """Lines for whoever looks after us: on standard error, and later to syslogd(8).
 
-    notice: up, down, and why; info: commands; debug: protocol lines.  `verbose` shows them all.
+    notice: up, down, and why; info: commands; debug: protocol lines.  Standard error gets the last
+    two only when `verbose`; for syslogd, syslog.conf(5) decides.
     """
 
     def __init__(self, program: str, *, verbose: bool = False) -> None:
         self._program = program
-        self.verbose = verbose
+        self._verbose = verbose
+        self._syslog: Callable[[int, str], None] | None = None
+
+    def to_syslog(self) -> None:
+        """From here on to syslogd(8), facility daemon."""
+        import syslog
+
+        syslog.openlog(self._program, syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
+        self._syslog = syslog.syslog
 
     def error(self, text: str) -> None:
-        self._write(text)
+        self._write(_ERROR, text)
 
     def notice(self, text: str) -> None:
-        self._write(text)
+        self._write(_NOTICE, text)
 
     def info(self, text: str) -> None:
-        if self.verbose:
-            self._write(text)
+        self._write(_INFO, text)
 
     def command(self, line: str) -> None:
         """A command that is about to run, as a person would type it as root."""
         self.info(f"# {line}")
 
     def debug(self, text: str) -> None:
-        if self.verbose:
-            self._write(text)
+        self._write(_DEBUG, text)
 
-    def _write(self, text: str) -> None:
-        # A full disk or a closed terminal is no reason to lose the tunnel.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"{self._program}: {text}\n")
-            sys.stderr.flush()
+    def _write(self, level: int, text: str) -> None:
+        if self._syslog is not None:
+            self._syslog(level, text)
+        elif level <= _NOTICE or self._verbose:
+            # A full disk or a closed terminal is no reason to lose the tunnel.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"{self._program}: {text}\n")
+                sys.stderr.flush()
 
 
 class Signals:
@@ -83,8 +96,8 @@ class Signals:
     def __init__(self) -> None:
         self.stopping = False
         self.on_stop: Callable[[], None] = lambda: None
-        self._woken, wake = os.pipe()
-        os.set_blocking(self._woken, False)
+        self.woken, wake = os.pipe()  # readable when a signal has come
+        os.set_blocking(self.woken, False)
         os.set_blocking(wake, False)
         # What arrives between a look at `stopping` and the wait is in the pipe, and ends the wait.
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -99,12 +112,16 @@ class Signals:
         self, readers: Sequence[int], timeout: float, writers: Sequence[int] = ()
     ) -> tuple[list[int], list[int]]:
         """Wait until a descriptor is ready, a signal came, or `timeout` seconds have passed."""
-        ready, writable, _ = select.select([*readers, self._woken], writers, [], max(0.0, timeout))
-        if self._woken in ready:
-            ready.remove(self._woken)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._woken, 1024)
+        ready, writable, _ = select.select([*readers, self.woken], writers, [], max(0.0, timeout))
+        if self.woken in ready:
+            ready.remove(self.woken)
+            self.drain()
         return ready, writable
+
+    def drain(self) -> None:
+        """Make `woken` unreadable again."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.woken, 1024)
 
 
 class PidFile:

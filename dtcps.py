@@ -1,0 +1,498 @@
+#!/usr/bin/env python3
+"""dtcps: the server of DTCP, the Dynamic Tunnel Configuration Protocol.
+
+One thread waits on all sockets and speaks the protocol (dtcp.wire); a few workers run the commands
+(dtcp.plan, dtcp.system), so that a slow one for one user keeps nobody else waiting.  A tunnel lives
+as long as its control connection does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import re
+import secrets
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import NamedTuple, NoReturn
+
+_lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
+if os.path.isdir(_lib):  # in a checkout
+    sys.path.insert(0, _lib)
+
+from dtcp import __version__, daemon, password, plan, system, wire  # noqa: E402
+from dtcp.grant import Grant  # noqa: E402
+
+USER_FILE = "/usr/local/etc/dtcps.users"
+ROUTE_FILE = "/usr/local/etc/dtcps.routes"
+PID_FILE = "/var/run/dtcps.pid"
+GREETING = f"dtcps {__version__} tunnel server"
+
+OK, FAILED, USAGE, NOT_ALLOWED = 0, 1, 64, 77
+
+CONNECTIONS = 200
+WORKERS = 4  # commands that run at the same time
+ENDING_TIME = 10.0  # seconds for taking all tunnels down at the end
+
+
+class Failure(Exception):
+    """Why we end, in one line, and with which status."""
+
+    def __init__(self, text: str, status: int = FAILED) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+# --- the options and files --------------------------------------------------------------------
+
+
+def _prefix(text: str) -> IPv6Network:
+    """`2001:db8:1::` as KAME's server has it (a /64), or with a length."""
+    try:
+        network = IPv6Network(text if "/" in text else f"{text}/64")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!a} is no IPv6 prefix") from None
+    if network.prefixlen > 112:
+        raise argparse.ArgumentTypeError(f"{text!a} is too small: /112 is the smallest")
+    return network
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number from 1 to 65535")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: {message.removeprefix('argument ')}\n")
+        self.print_usage(sys.stderr)
+        raise SystemExit(USAGE)
+
+
+# fmt: off
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = _Parser(
+        prog="dtcps",
+        usage="dtcps [-dD] [-p port] [--users file] [--routes file] [prefix]",
+        description="Give IPv6 tunnels to DTCP clients.",
+        allow_abbrev=False,
+    )
+    a = p.add_argument
+    a("prefix", nargs="?", type=_prefix,
+      help="addresses of tunnels of type host come out of this; without it there are none")
+    a("-d", dest="debug", action="store_true",
+      help="stay in the foreground, show each conversation and command")
+    a("-D", dest="foreground", action="store_true", help="do not become a daemon")
+    a("-p", dest="port", metavar="port", type=_port, default=wire.PORT,
+      help=f"TCP port ({wire.PORT})")
+    a("--users", metavar="file", default=USER_FILE,
+      help=f"lines user:password ({USER_FILE})")
+    a("--routes", metavar="file", default=ROUTE_FILE,
+      help=f"lines user prefix[,prefix], for type network ({ROUTE_FILE})")
+    a("--version", action="version", version=f"dtcps {__version__}")
+    return p
+# fmt: on
+
+
+def read_users(path: str) -> dict[str, str]:
+    """Users and their passwords.  Raises Failure, PasswordError."""
+    try:
+        text = password.read_private(path)
+    except FileNotFoundError:
+        raise Failure(f"{path}: no such file; it holds lines user:password") from None
+    users: dict[str, str] = {}
+    for number, line in _lines(text):
+        user, colon, secret = line.partition(":")
+        if not (colon and secret and wire.USER.fullmatch(user)):
+            raise Failure(f"{path}: line {number} is not user:password")
+        if user in users:
+            raise Failure(f"{path}: line {number}: {user} is there already")
+        users[user] = secret
+    return users
+
+
+def read_routes(path: str) -> dict[str, tuple[IPv6Network, ...]] | None:
+    """Users and the prefixes routed to them; None without the file.  Raises Failure."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from None
+    routes: dict[str, tuple[IPv6Network, ...]] = {}
+    owner: dict[IPv6Network, str] = {}
+    for number, line in _lines(text):
+        user, *rest = line.split()
+        try:
+            prefixes = tuple(map(IPv6Network, ",".join(rest).split(",")))
+        except ValueError:
+            raise Failure(f"{path}: line {number} is not: user prefix[,prefix]") from None
+        if not wire.USER.fullmatch(user) or user in routes:
+            raise Failure(f"{path}: line {number}: {user!a} is no user's name, or there already")
+        for prefix in prefixes:
+            other = next((owner[each] for each in owner if each.overlaps(prefix)), None)
+            if other is not None:
+                raise Failure(f"{path}: line {number}: {prefix} overlaps what {other} has")
+            owner[prefix] = user
+        routes[user] = prefixes
+    return routes
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    return [
+        (number, line)
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip() and not line.startswith("#")
+    ]
+
+
+# --- one client -------------------------------------------------------------------------------
+
+
+class Peer:
+    """One client: its socket, its end of the conversation, and its tunnel."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: wire.Session,
+        host: system.System,
+        log: Callable[[str], None],
+    ) -> None:
+        self.socket = sock
+        self.session = session
+        self.system = host
+        self.log = log
+        self.address = IPv4Address(sock.getpeername()[0])
+        self.own = IPv4Address(sock.getsockname()[0])
+        self.user = ""
+        self.slot: int | None = None
+        self.unsent = b""
+        self.ending = ""  # why, once the conversation is over
+        self.work: concurrent.futures.Future[None] | None = None
+        self.leaving = False  # the work is the taking down
+
+    def flush(self) -> None:
+        """Send what can be sent now."""
+        self.unsent += self.session.take()
+        try:
+            while self.unsent:
+                self.unsent = self.unsent[self.socket.send(self.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent = b""  # reading will tell what happened
+
+
+class Done(NamedTuple):
+    """A worker has finished with a peer.  If that has a tunnel now, `reply` is for its client."""
+
+    peer: Peer
+    reply: str = ""
+    refusal: str = ""
+
+
+# --- the server -------------------------------------------------------------------------------
+
+
+class Server:
+    """All clients, on one listening socket."""
+
+    def __init__(self, options: argparse.Namespace, log: daemon.Log) -> None:
+        self._log = log
+        self._prefix: IPv6Network | None = options.prefix
+        self._users = read_users(options.users)
+        self._routes = read_routes(options.routes)
+        self._peers: set[Peer] = set()
+        self._selector = selectors.DefaultSelector()
+        self._workers = concurrent.futures.ThreadPoolExecutor(WORKERS, "command")
+        self._done: list[Done] = []
+        self._listener = _listen(options.port)
+        self._signals = daemon.Signals()
+        self._finished, self._finish = os.pipe()
+        os.set_blocking(self._finished, False)
+
+    def serve(self) -> int:
+        """Serve until we are told to end.  The exit status."""
+        self._sweep()
+        self._log.notice(f"listening on port {self._listener.getsockname()[1]}")
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._signals.woken, selectors.EVENT_READ, self._signals.drain)
+        self._selector.register(self._finished, selectors.EVENT_READ, self._collect)
+        while not self._signals.stopping:
+            self._turn(self._until())
+        return self._end()
+
+    def _turn(self, timeout: float | None) -> None:
+        """Wait for something to happen, once, and let come of it what must."""
+        for key, mask in self._selector.select(timeout):
+            if isinstance(key.data, Peer):
+                if mask & selectors.EVENT_WRITE:
+                    self._settle(key.data, [])
+                if mask & selectors.EVENT_READ:
+                    self._receive(key.data)
+            else:
+                key.data()
+        now = time.monotonic()
+        for peer in [each for each in self._peers if each.session.deadline <= now]:
+            self._settle(peer, peer.session.tick(now))
+
+    def _until(self) -> float | None:
+        """Seconds to the next thing that time brings, or None."""
+        due = [peer.session.deadline for peer in self._peers if not peer.ending and not peer.work]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _sweep(self) -> None:
+        """Remove the tunnels of a killed instance: by the pid file's lock there is no other."""
+        host = system.System(self._log.command)
+        for interface in host.ours():
+            if interface.description.startswith("dtcps "):
+                self._log.notice(f"removing {interface.name}, which a killed dtcps has left")
+                host.run(("ifconfig", interface.name, "destroy"))
+
+    # --- connections --------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            sock, (address, port) = self._listener.accept()
+        except OSError:  # gone again, or no descriptor free
+            return
+        if len(self._peers) >= CONNECTIONS:
+            with contextlib.suppress(OSError):
+                sock.send(f"-ERR {wire.BUSY}\r\n".encode())
+            sock.close()
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+        def trace(line: str) -> None:
+            self._log.debug(f"{address}:{port} {line}")
+
+        # 128 bits, from a secure source, for this connection only.
+        challenge = secrets.token_hex(16).upper()
+        session = wire.Session(GREETING, challenge, self._users.get, time.monotonic(), trace=trace)
+        try:
+            peer = Peer(sock, session, system.System(self._log.command), trace)
+        except OSError:  # the client has gone already
+            sock.close()
+            return
+        self._peers.add(peer)
+        self._selector.register(sock, selectors.EVENT_READ, peer)
+        self._settle(peer, [])
+
+    def _receive(self, peer: Peer) -> None:
+        if peer.ending:
+            return
+        try:
+            data = peer.socket.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._settle(peer, [wire.Ended(error.strerror or "the connection broke")])
+            return
+        try:
+            events = peer.session.receive(data, time.monotonic())
+        except wire.ProtocolError as error:
+            peer.session.close(wire.BAD_COMMAND)
+            events = [wire.Ended(f"protocol error: {error}")]
+        self._settle(peer, events)
+
+    def _settle(self, peer: Peer, events: list[wire.SessionEvent]) -> None:
+        """Act on what a session says, send what it has to say, and end it when it is over."""
+        for event in events:
+            if isinstance(event, wire.Asked):
+                self._asked(peer, event)
+            else:
+                peer.ending = event.reason
+        peer.flush()
+        if peer.ending:
+            self._leave(peer)
+        else:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
+            self._selector.modify(peer.socket, wanted, peer)
+
+    def _leave(self, peer: Peer) -> None:
+        """Close a connection; its tunnel goes with it."""
+        if peer.socket.fileno() >= 0:
+            self._selector.unregister(peer.socket)
+            peer.socket.close()
+        if peer.work is not None:
+            return  # and come back here when it is finished
+        if peer.system.done:
+            peer.leaving = True
+            self._submit(peer, lambda: self._take_down(peer))
+        else:
+            self._peers.discard(peer)
+
+    # --- tunnels ------------------------------------------------------------------------------
+
+    def _asked(self, peer: Peer, asked: wire.Asked) -> None:
+        """Refuse what a user asks for, or set a worker to it."""
+        now = time.monotonic()
+        prefixes: tuple[IPv6Network, ...] = ()
+        inner: tuple[IPv6Address | None, IPv6Address | None] = (None, None)
+        if asked.type in ("network", "tunnelroute"):
+            if self._routes is None:
+                self._settle(peer, peer.session.refuse(wire.BAD_TYPE.format(asked.type), now))
+                return
+            prefixes = self._routes.get(asked.user, ())
+            if not prefixes:
+                self._settle(peer, peer.session.refuse(wire.NO_ROUTE, now))
+                return
+        others = [other for other in self._peers if other is not peer and other.user]
+        ends = (peer.own, peer.address)
+        rivals = [other for other in others if other.user == asked.user]
+        if any(each.work and not each.leaving for each in rivals) or any(
+            (each.own, each.address) == ends and each not in rivals for each in others
+        ):
+            # gif(4) cannot have two tunnels with the same ends.
+            self._settle(peer, peer.session.refuse(wire.BUSY, now))
+            return
+        if asked.type == "host":
+            if self._prefix is None:
+                self._settle(peer, peer.session.refuse(wire.BAD_TYPE.format(asked.type), now))
+                return
+            taken = {other.slot for other in self._peers} - {other.slot for other in rivals}
+            peer.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+            inner = self._pair(peer.slot)
+            if inner[0] is None:
+                self._settle(peer, peer.session.refuse(wire.SOLD_OUT, now))
+                return
+        peer.user = asked.user
+        granted = Grant(peer.address, peer.own, *inner, prefixes)
+        for other in rivals:
+            # Its connection is half open, and its client has restarted; or it is leaving anyway.
+            if not other.leaving:
+                other.ending = f"logged in again from {peer.address}"
+                other.session.close(other.ending)
+                other.flush()
+                self._leave(other)
+        leaving = [other.work for other in rivals if other.work]
+        self._submit(peer, lambda: self._bring_up(peer, granted, leaving))
+
+    def _pair(self, slot: int) -> tuple[IPv6Address | None, IPv6Address | None]:
+        """The inner addresses of client and server in the numbering of KAME's server."""
+        assert self._prefix is not None
+        base = (slot + 1) * 4
+        if base + 2 >= self._prefix.num_addresses:
+            return None, None
+        return self._prefix[base + 2], self._prefix[base + 1]
+
+    def _submit(self, peer: Peer, work: Callable[[], Done]) -> None:
+        def run() -> None:
+            try:
+                self._done.append(work())
+            except Exception as error:  # a worker must not die silently with a peer in its hands
+                self._log.error(f"{peer.user or peer.address}: {error!r}")
+                self._done.append(Done(peer, refusal="" if peer.leaving else wire.INTERNAL))
+            os.write(self._finish, b".")
+
+        peer.work = self._workers.submit(run)
+
+    def _bring_up(
+        self, peer: Peer, granted: Grant, leaving: list[concurrent.futures.Future[None]]
+    ) -> Done:
+        # Those were submitted before us, so they have a worker already.
+        concurrent.futures.wait(leaving)
+        mark = plan.mark("dtcps", peer.user, str(peer.address), os.getpid())
+        try:
+            peer.system.up(plan.server(granted.turned(), mark))
+        except system.CommandFailed as failed:
+            # The details are for our log only.
+            self._log.error(f"{peer.user}: the tunnel could not be made: {failed}")
+            return Done(peer, refusal=wire.INTERNAL)
+        self._log.notice(f"{peer.user}: up: {peer.system.tunnel} to {peer.address}")
+        return Done(peer, reply=granted.reply())
+
+    def _take_down(self, peer: Peer) -> Done:
+        for failure in peer.system.down():
+            self._log.error(f"{peer.user}: could not be undone: {failure}")
+        self._log.notice(f"{peer.user}: down: {peer.ending}")
+        return Done(peer)
+
+    def _collect(self) -> None:
+        """Take over from the workers."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._finished, 1024)
+        now = time.monotonic()
+        while self._done:
+            done = self._done.pop(0)
+            peer = done.peer
+            peer.work = None
+            if peer.leaving:
+                self._peers.discard(peer)
+            elif peer.ending:
+                self._leave(peer)  # it went while its tunnel was being made
+            elif done.reply:
+                self._settle(peer, peer.session.accept(done.reply, now))
+            else:
+                peer.user, peer.slot = "", None
+                self._settle(peer, peer.session.refuse(done.refusal, now))
+
+    def _end(self) -> int:
+        """Take all tunnels down."""
+        self._log.notice(f"ending as asked, with {len(self._peers)} connections")
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        for peer in list(self._peers):
+            peer.system.hurry()
+            if not peer.ending:
+                peer.session.close(wire.STOPPING)
+                self._settle(peer, [wire.Ended("the server ends")])
+        end = time.monotonic() + ENDING_TIME
+        while self._peers and (left := end - time.monotonic()) > 0:
+            self._turn(left)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        return FAILED if self._peers else OK
+
+
+def _listen(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(("", port))
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        raise Failure(f"port {port}: {error.strerror}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run dtcps; its exit status."""
+    options = parser().parse_args(argv)
+    daemon.settle()
+    log = daemon.Log("dtcps", verbose=options.debug)
+    try:
+        if os.geteuid() != 0:
+            raise Failure("must be root to make tunnels", NOT_ALLOWED)
+        pid_file = daemon.PidFile(PID_FILE)
+        try:
+            server = Server(options, log)
+            if not (options.debug or options.foreground):
+                daemon.detach()
+                log.to_syslog()
+            pid_file.write()
+            return server.serve()
+        finally:
+            pid_file.remove()
+    except Failure as failure:
+        log.error(str(failure))
+        return failure.status
+    except (daemon.PidFileError, password.PasswordError, system.CommandFailed) as error:
+        log.error(str(error))
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
