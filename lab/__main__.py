@@ -1,19 +1,24 @@
-"""``python -m lab``: run a command in an enclosure, or the demo."""
+"""``python -m lab``: run a command in an enclosure, or the demo in one."""
 
 import argparse
 import sys
 
-from lab import enclosure
+from lab import demo, enclosure
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
-    commands = parser.add_subparsers(dest="what", required=True, metavar="run | demo")
-    run = commands.add_parser("run", help="run a command in namespaces of its own that end with it")
+    parser = argparse.ArgumentParser(prog="python -m lab")
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="run|demo")
+    run = jobs.add_parser("run", help="run a command; nothing that it makes outlives it")
     run.add_argument("command", metavar="COMMAND")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+    show = jobs.add_parser("demo", help="show a tunnel from its first line to its last")
+    show.add_argument("--type", choices=demo.TYPES, default="host")
+    show.add_argument("--release", choices=["15.1", "13.2"], default="15.1")
     options = parser.parse_args()
-    return enclosure.run([options.command, *options.arguments])
+    if options.job == "run":
+        return enclosure.run([options.command, *options.arguments])
+    return demo.main(options.type, options.release)
 
 
 if __name__ == "__main__":

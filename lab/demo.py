@@ -1,0 +1,362 @@
+"""The newcomer's first sight: a tunnel comes up, is used, and is gone again.
+
+Everything shown really happens while it is shown, and every claim is checked:
+the first one that does not hold ends the demo with one line and status 1.
+"""
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lab import enclosure
+from lab.capture import Packet
+from lab.host import Host
+from lab.internet import CLIENT4, FAR6, SERVER4, SERVER6, SERVER_NAME, Internet
+from lab.snapshot import difference
+
+TYPES = ("host", "tunnelonly", "network")
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+_WIDTH = 100
+_USER, _PASSWORD = "itojun", "correct horse"
+_SERVER_PREFIX = "2001:db8:1::"  # type host: the pairs of addresses come from it
+_DELEGATED = "2001:db8:3c3::/48"  # type network: routed to the user
+_DELEGATED_ADDRESS = "2001:db8:3c3::1"
+_ICMPV6 = 58
+
+_PICTURE = f"""\
+        client                    router                     server                far host
+       (FreeBSD)            (the IPv4 internet)             (FreeBSD)        (the IPv6 internet)
+     +-----------+         +-------------------+          +-----------+         +-----------+
+     |   dtcpc   |em0 -----|                   |----- em0 |   dtcps   |em1 -----|           |
+     +-----------+         +-------------------+          +-----------+         +-----------+
+     {CLIENT4}         203.0.113.1     192.0.2.254           {SERVER4}
+           |                                              {SERVER6}     {FAR6}
+           |                                                    |
+           +======= gif0: IPv6 packets in IPv4 packets =========+
+"""
+
+
+class _Failed(Exception):
+    """A claim did not hold; the text says which and why."""
+
+
+def main(kind: str, release: str) -> int:
+    """Show a tunnel of type ``kind`` between two hosts of FreeBSD ``release``.
+
+    Returns 0 when everything shown was true, 1 when something was not, or the
+    statuses of ``enclosure.run``, in which the demo runs itself.
+    """
+    if not enclosure.inside():
+        words = [sys.executable, "-m", "lab", "demo", "--type", kind, "--release", release]
+        return enclosure.run(words)
+    try:
+        _Demo(kind, release).show()
+    except (_Failed, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        print(f"\ndemo: FAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+class _Demo:
+    def __init__(self, kind: str, release: str) -> None:
+        self._kind = kind
+        self._release = release
+        self._chapter = 0
+        self._last = ""  # what was printed last: "prompt", "quote", ...
+        self._plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
+
+    def show(self) -> None:
+        began = time.monotonic()
+        self._note(
+            f"A DTCP tunnel, from the first line to the last: type {self._kind},"
+            f" both ends speaking FreeBSD {self._release}."
+        )
+        with Internet(self._release) as net:
+            self._net = net
+            self._write_files()
+            self._show_network()
+            before = {host: host.snapshot() for host in self._hosts}
+            self._show_client_before()
+            with net.router.capture("eth0", "ip proto 41") as capture:
+                server = self._start_server()
+                client = self._start_client()
+                self._show_tunnel()
+                self._show_ping()
+                if self._kind == "network":
+                    self._show_delegation()
+                self._show_outer_packets(capture.packets)
+                self._stop(client, server)
+            self._show_equal(before)
+        self._put("")
+        self._note(
+            f"Shown in {time.monotonic() - began:.1f} s: a tunnel negotiated, configured, used and"
+            " taken down, and no trace of it left."
+        )
+        other = next(kind for kind in reversed(TYPES) if kind != self._kind)
+        self._note(f"Try next: make demo TYPE={other}; make demo RELEASE=13.2; make test")
+
+    @property
+    def _hosts(self) -> tuple[Host, ...]:
+        return self._net.client, self._net.router, self._net.server, self._net.far
+
+    def _write_files(self) -> None:
+        """What the administrators of both ends have written before."""
+        etc = "/usr/local/etc"
+        net = self._net
+        net.client.write(f"{etc}/dtcpc.auth", f"{SERVER_NAME}:{_USER}:{_PASSWORD}\n")
+        net.server.write(f"{etc}/dtcps.users", f"{_USER}:{_PASSWORD}\n")
+        net.server.write(f"{etc}/dtcps.routes", f"{_USER} {_DELEGATED}\n", 0o644)
+
+    # The chapters, in their order.
+
+    def _show_network(self) -> None:
+        self._heading("The network")
+        self._put("picture", _PICTURE.rstrip())
+        ping = self._net.client.run(["ping", "-6", "-c", "1", "-W", "1", FAR6], check=False)
+        self._check("before the tunnel the far host cannot be reached", ping.returncode != 0)
+
+    def _show_client_before(self) -> None:
+        self._heading("The client before")
+        self._show_run(self._net.client, ["ifconfig", "-a"])
+        self._show_run(self._net.client, ["netstat", "-rn", "-f", "inet6"])
+
+    def _start_server(self) -> "_Program":
+        self._heading("The server starts")
+        self._note(f"Its user file has the line {_USER}:(a password).")
+        if self._kind == "network":
+            self._note(f"Its route file has the line {_USER} {_DELEGATED}.")
+        server = _Program(self._net.server, "dtcps.py", [_SERVER_PREFIX])
+        self._prompt(self._net.server, f"dtcps {_SERVER_PREFIX}")
+        server.wait_for("listening on port", self._quote)
+        return server
+
+    def _start_client(self) -> "_Program":
+        self._heading("The client logs in and configures the tunnel")
+        self._note(">> is sent, << is received, # is a command that runs on the client.")
+        self._note(f"Its password file has the line {SERVER_NAME}:{_USER}:(the same password).")
+        options = ["-d", "-t", self._kind, "-u", _USER]
+        if self._kind == "network":
+            options += ["-A", f"{_DELEGATED_ADDRESS}/128"]
+        words = [*options, SERVER_NAME]
+        client = _Program(self._net.client, "dtcpc.py", words)
+        self._prompt(self._net.client, " ".join(["dtcpc", *words]))
+        client.wait_for(r"dtcpc: up after", self._quote)
+        said = "\n".join(client.lines)
+        self._check(
+            "the server challenged, the client answered, the server granted",
+            re.search(rf"<< \+OK [0-9A-F]{{32}} (?s:.*)>> tunnel {_USER} (?s:.*)<< \+OK ", said),
+        )
+        self._check("the commands were seen as they ran", "# ifconfig gif" in said)
+        self._check("the password was not", _PASSWORD not in said)
+        return client
+
+    def _show_tunnel(self) -> None:
+        self._heading("The client with its tunnel")
+        seen = self._show_run(self._net.client, ["ifconfig", "gif0"])
+        self._check(
+            "the outer pair is right",
+            f"tunnel inet {CLIENT4} --> {SERVER4}" in seen,
+        )
+        routes = self._show_run(self._net.client, ["netstat", "-rn", "-f", "inet6"])
+        self._check("IPv6 goes through it", re.search(r"^default\s.*\sgif0", routes, re.M))
+
+    def _show_ping(self) -> None:
+        target = FAR6
+        if self._kind == "tunnelonly":
+            self._heading("A ping through the tunnel to its other end")
+            target = self._link_local_of_server()
+            self._note(
+                "This type gives a link and no addresses: the ping goes to the link-local address"
+                " of the server's gif0."
+            )
+        else:
+            self._heading("A ping through the tunnel to the far host")
+        self._ping(self._net.client, target)
+
+    def _show_delegation(self) -> None:
+        self._heading("The delegated prefix")
+        routes = self._show_run(self._net.server, ["netstat", "-rn", "-f", "inet6"], _DELEGATED)
+        self._check(
+            f"the server routes {_DELEGATED} into the tunnel",
+            re.search(rf"^{_DELEGATED}\s.*\sgif0", routes, re.M),
+        )
+        self._note("From the far host to an address of that prefix, which the client has:")
+        self._ping(self._net.far, _DELEGATED_ADDRESS)
+
+    def _show_outer_packets(self, packets: Sequence[Packet]) -> None:
+        self._heading("What the IPv4 internet saw of it")
+        echoes = [packet for packet in packets if _echo(packet)]
+        self._check("the router saw packets of the ping", len(echoes) >= 2)
+        self._prompt(self._net.router, "tcpdump -n -v -i eth0 ip proto 41")
+        for packet in echoes[:2]:
+            self._quote(packet.text)
+        request, reply = echoes[:2]
+        self._check(
+            f"protocol 41 from {CLIENT4} to {SERVER4}, an echo request inside",
+            (request.proto, request.src, request.dst, _echo(request))
+            == (41, CLIENT4, SERVER4, "request"),
+        )
+        self._check(
+            "and the reply the other way",
+            (reply.proto, reply.src, reply.dst, _echo(reply)) == (41, SERVER4, CLIENT4, "reply"),
+        )
+
+    def _stop(self, client: "_Program", server: "_Program") -> None:
+        self._heading("The take-down")
+        self._prompt(self._net.client, "kill -TERM (the client)")
+        status = client.terminate(self._quote)
+        self._check("the client ended with status 0", status == 0)
+        self._prompt(self._net.server, "kill -TERM (the server)")
+        status = server.terminate(self._quote)
+        self._check("the server ended with status 0", status == 0)
+
+    def _show_equal(self, before: dict[Host, dict[str, list[str]]]) -> None:
+        self._heading("Before and after, compared")
+        for host in self._hosts:
+            after = host.snapshot()
+            for line in difference(before[host], after):
+                self._quote(f"{host.name}: {line}")
+            facts = ", ".join(f"{len(lines)} {name}" for name, lines in after.items() if lines)
+            self._check(f"{host.name} is as it was: {facts}", before[host] == after)
+
+    # What they are made of.
+
+    def _link_local_of_server(self) -> str:
+        seen = self._net.server.run(["ifconfig", "gif0"]).stdout
+        found = re.search(r"inet6 (fe80::[0-9a-f:]+)%gif0", seen)
+        if found is None:
+            raise _Failed(f"the server's gif0 has no link-local address:\n{seen}")
+        return f"{found[1]}%gif0"
+
+    def _ping(self, host: Host, target: str) -> None:
+        words = ["ping", "-6", "-n", "-c", "3", "-i", "0.2", "-W", "2", target]
+        said = self._show_run(host, words, check=False)
+        self._check("three requests, three replies", "3 received" in said)
+
+    def _show_run(
+        self, host: Host, words: Sequence[str], only: str = "", *, check: bool = True
+    ) -> str:
+        """Run a command, show it and its lines (those with ``only`` in them), return them."""
+        self._prompt(host, " ".join(words) + (f" | grep {only}" if only else ""))
+        lines = host.run(words, check=check).stdout.splitlines()
+        lines = [line for line in lines if only in line]
+        for line in lines:
+            self._quote(line)
+        return "\n".join(lines)
+
+    def _heading(self, text: str) -> None:
+        self._chapter += 1
+        self._put("")
+        self._put("")
+        self._put("heading", self._colour("1", f"{self._chapter}. {text}"))
+
+    def _note(self, text: str) -> None:
+        for line in _wrapped(text, ""):
+            self._put("note", line)
+
+    def _prompt(self, host: Host, words: str) -> None:
+        self._put("prompt", "   " + self._colour("36", f"{host.name}#") + f" {words}")
+
+    def _quote(self, text: str) -> None:
+        """Show what a program said."""
+        for line in text.expandtabs().splitlines():
+            for piece in _wrapped(line, "      "):
+                self._put("quote", piece)
+
+    def _check(self, claim: str, holds: object) -> None:
+        """A claim that is shown when it holds, and ends the demo when it does not."""
+        if not holds:
+            raise _Failed(f"not so: {claim}")
+        first, *more = _wrapped(claim, "        ")
+        self._put("check", "   " + self._colour("32", "[ok]") + first[7:])
+        for line in more:
+            self._put("check", line)
+
+    def _colour(self, code: str, text: str) -> str:
+        return text if self._plain else f"\x1b[{code}m{text}\x1b[0m"
+
+    def _put(self, kind: str, line: str = "") -> None:
+        """Print a line; a blank one goes where something else begins."""
+        goes_on = kind == self._last != "prompt" or (self._last, kind) == ("prompt", "quote")
+        if self._last and kind and not goes_on:
+            print()
+        print(line, flush=True)
+        self._last = kind
+
+
+def _wrapped(line: str, indent: str) -> list[str]:
+    """A line, indented, in pieces that fit the width; none for an empty one."""
+    indent += " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(
+        line.strip(),
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_on_hyphens=False,
+    )
+
+
+class _Program:
+    """One of our programs, running in a host; its words are shown as they come."""
+
+    def __init__(self, host: Host, file: str, words: Sequence[str]) -> None:
+        self._name = file
+        self.lines: list[str] = []
+        self._coming: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._process = host.popen(
+            [sys.executable, str(_CHECKOUT / file), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._coming.put(line.rstrip("\n"))
+        self._coming.put(None)
+
+    def wait_for(self, pattern: str, show: Callable[[str], None], seconds: float = 20) -> None:
+        """Show its lines as they come, to the first that has ``pattern`` in it."""
+        limit = time.monotonic() + seconds
+        while (line := self._next(limit)) is not None:
+            show(line)
+            if re.search(pattern, line):
+                return
+        raise _Failed(f"{self._name} ended with status {self._process.wait()}")
+
+    def terminate(self, show: Callable[[str], None], seconds: float = 10) -> int:
+        """Ask it to end, show its last lines, and return its status."""
+        limit = time.monotonic() + seconds
+        self._process.terminate()
+        while (line := self._next(limit)) is not None:
+            show(line)
+        return self._process.wait()
+
+    def _next(self, limit: float) -> str | None:
+        try:
+            line = self._coming.get(timeout=max(0, limit - time.monotonic()))
+        except queue.Empty:
+            raise _Failed(f"{self._name} says nothing more, and was expected to") from None
+        if line is not None:
+            self.lines.append(line)
+        return line
+
+
+def _echo(packet: Packet) -> str:
+    """Whether there is an ICMPv6 echo in an outer packet: "request", "reply" or ""."""
+    inner = packet.payload
+    if packet.proto != 41 or len(inner) < 48 or inner[6] != _ICMPV6:
+        return ""
+    return {128: "request", 129: "reply"}.get(inner[40], "")
