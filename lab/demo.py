@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lab import enclosure
@@ -87,9 +88,9 @@ class _Demo:
             self._show_network()
             before = {host: host.snapshot() for host in self._hosts}
             self._show_client_before()
-            with net.router.capture("eth0", "ip proto 41") as capture:
-                server = self._start_server()
-                client = self._start_client()
+            with net.router.capture("eth0", "ip proto 41") as capture, ExitStack() as programs:
+                server = programs.enter_context(self._start_server())
+                client = programs.enter_context(self._start_client(server))
                 self._show_tunnel()
                 self._show_ping()
                 if self._kind == "network":
@@ -127,20 +128,19 @@ class _Demo:
 
     def _show_client_before(self) -> None:
         self._heading("The client before")
-        self._show_run(self._net.client, ["ifconfig", "-a"])
-        self._show_run(self._net.client, ["netstat", "-rn", "-f", "inet6"])
+        self._show_interfaces_and_routes()
 
     def _start_server(self) -> "_Program":
         self._heading("The server starts")
         self._note(f"Its user file has the line {_USER}:(a password).")
         if self._kind == "network":
             self._note(f"Its route file has the line {_USER} {_DELEGATED}.")
-        server = _Program(self._net.server, "dtcps.py", [_SERVER_PREFIX])
-        self._prompt(self._net.server, f"dtcps {_SERVER_PREFIX}")
+        server = _Program(self._net.server, "dtcps.py", ["-D", _SERVER_PREFIX])
+        self._prompt(self._net.server, f"dtcps -D {_SERVER_PREFIX}")
         server.wait_for("listening on port", self._quote)
         return server
 
-    def _start_client(self) -> "_Program":
+    def _start_client(self, server: "_Program") -> "_Program":
         self._heading("The client logs in and configures the tunnel")
         self._note(">> is sent, << is received, # is a command that runs on the client.")
         self._note(f"Its password file has the line {SERVER_NAME}:{_USER}:(the same password).")
@@ -151,6 +151,7 @@ class _Demo:
         client = _Program(self._net.client, "dtcpc.py", words)
         self._prompt(self._net.client, " ".join(["dtcpc", *words]))
         client.wait_for(r"dtcpc: up after", self._quote)
+        self._show_log(server)
         said = "\n".join(client.lines)
         self._check(
             "the server challenged, the client answered, the server granted",
@@ -196,8 +197,10 @@ class _Demo:
     def _show_outer_packets(self, packets: Sequence[Packet]) -> None:
         self._heading("What the IPv4 internet saw of it")
         echoes = [packet for packet in packets if _echo(packet)]
-        self._check("the router saw packets of the ping", len(echoes) >= 2)
-        self._prompt(self._net.router, "tcpdump -n -v -i eth0 ip proto 41")
+        if len(echoes) < 2:
+            raise _Failed(f"the router saw only {len(echoes)} packets of the ping")
+        self._note("tcpdump was listening on the router. The first request and the first reply:")
+        self._prompt(self._net.router, "tcpdump -ntv -i eth0 ip proto 41")
         for packet in echoes[:2]:
             self._quote(packet.text)
         request, reply = echoes[:2]
@@ -213,23 +216,42 @@ class _Demo:
 
     def _stop(self, client: "_Program", server: "_Program") -> None:
         self._heading("The take-down")
-        self._prompt(self._net.client, "kill -TERM (the client)")
+        self._prompt(self._net.client, f"kill -TERM {client.pid}")
         status = client.terminate(self._quote)
-        self._check("the client ended with status 0", status == 0)
-        self._prompt(self._net.server, "kill -TERM (the server)")
-        status = server.terminate(self._quote)
-        self._check("the server ended with status 0", status == 0)
+        self._show_log(server)
+        self._prompt(self._net.server, f"kill -TERM {server.pid}")
+        server_status = server.terminate(self._quote)
+        self._check("client and server ended with status 0", status == server_status == 0)
 
     def _show_equal(self, before: dict[Host, dict[str, list[str]]]) -> None:
         self._heading("Before and after, compared")
+        self._show_interfaces_and_routes()
         for host in self._hosts:
             after = host.snapshot()
-            for line in difference(before[host], after):
+            changes = difference(before[host], after)
+            for line in changes:
                 self._quote(f"{host.name}: {line}")
-            facts = ", ".join(f"{len(lines)} {name}" for name, lines in after.items() if lines)
-            self._check(f"{host.name} is as it was: {facts}", before[host] == after)
+            facts = ", ".join(
+                f"{len(after[name])} {name}" if after[name] else f"no {name}"
+                for name in ("interfaces", "addresses", "IPv4 routes", "IPv6 routes", "processes")
+            )
+            self._check(f"{host.name} is as it was, with {facts}", not changes)
+        self._note(
+            "Compared were also: rules, settings and files, and what FreeBSD's commands show."
+        )
 
     # What they are made of.
+
+    def _show_interfaces_and_routes(self) -> None:
+        self._show_run(self._net.client, ["ifconfig", "-a"])
+        self._show_run(self._net.client, ["netstat", "-rn", "-f", "inet6"])
+
+    def _show_log(self, program: "_Program") -> None:
+        """What a program has said meanwhile."""
+        if lines := program.said():
+            self._note("Meanwhile the server:")
+            for line in lines:
+                self._quote(line)
 
     def _link_local_of_server(self) -> str:
         seen = self._net.server.run(["ifconfig", "gif0"]).stdout
@@ -270,7 +292,7 @@ class _Demo:
     def _quote(self, text: str) -> None:
         """Show what a program said."""
         for line in text.expandtabs().splitlines():
-            for piece in _wrapped(line, "      "):
+            for piece in _wrapped(line, "      ", "    "):
                 self._put("quote", piece)
 
     def _check(self, claim: str, holds: object) -> None:
@@ -294,14 +316,14 @@ class _Demo:
         self._last = kind
 
 
-def _wrapped(line: str, indent: str) -> list[str]:
+def _wrapped(line: str, indent: str, hanging: str = "") -> list[str]:
     """A line, indented, in pieces that fit the width; none for an empty one."""
     indent += " " * (len(line) - len(line.lstrip()))
     return textwrap.wrap(
         line.strip(),
         _WIDTH,
         initial_indent=indent,
-        subsequent_indent=f"{indent}    ",
+        subsequent_indent=indent + hanging,
         break_on_hyphens=False,
     )
 
@@ -319,13 +341,31 @@ class _Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "_Program":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._reader.join(1)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._coming.put(line.rstrip("\n"))
+        with self._process.stdout as lines:
+            for line in lines:
+                self._coming.put(line.rstrip("\n"))
         self._coming.put(None)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def said(self) -> list[str]:
+        """Its lines since the last look, without waiting for more."""
+        count = self._coming.qsize()
+        return [line for _ in range(count) if (line := self._next(time.monotonic())) is not None]
 
     def wait_for(self, pattern: str, show: Callable[[str], None], seconds: float = 20) -> None:
         """Show its lines as they come, to the first that has ``pattern`` in it."""

@@ -67,6 +67,7 @@ class Host:
 
     def __init__(self, name: str, etc: Path, release: str | None = None) -> None:
         self.name = name
+        self._started: list[subprocess.Popen[str]] = []
         self.release = release
         # Without a fork in between, the process we start is the anchor. It
         # ends when we close its input or are no more.
@@ -131,8 +132,13 @@ class Host:
         return done
 
     def popen(self, words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-        """Start a command; options as for ``subprocess.Popen``, streams are text."""
-        return subprocess.Popen(self.argv(words), text=True, **options)
+        """Start a command; options as for ``subprocess.Popen``, streams are text.
+
+        It need not be ended or waited for: ``close`` does.
+        """
+        process = subprocess.Popen(self.argv(words), text=True, **options)
+        self._started.append(process)
+        return process
 
     def write(self, path: str, text: str, mode: int = 0o600) -> None:
         """Make or replace a file of this host, missing directories included."""
@@ -177,3 +183,9 @@ class Host:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for stream in process.stdin, process.stdout, process.stderr:
+                if stream is not None:
+                    stream.close()
