@@ -150,8 +150,10 @@ class _Demo:
         words = [*options, SERVER_NAME]
         client = _Program(self._net.client, "dtcpc.py", words)
         self._prompt(self._net.client, " ".join(["dtcpc", *words]))
-        client.wait_for(r"dtcpc: up after", self._quote)
-        self._show_log(server)
+        try:
+            client.wait_for(r"dtcpc: up after", self._quote)
+        finally:
+            self._show_log(server)  # above all when the server is to blame
         said = "\n".join(client.lines)
         self._check(
             "the server challenged, the client answered, the server granted",
