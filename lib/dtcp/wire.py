@@ -43,6 +43,8 @@ TYPES = ("tunnelonly", "host", "network", "tunnelroute")
 # or a log reader could take for something else.
 USER = re.compile(r"[A-Za-z0-9._@+-]{1,64}")
 
+MASK = "*" * 8  # in a trace, for a digest
+
 _CHALLENGE = re.compile(r"[0-9A-Fa-f]{32}")
 _DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
 
@@ -220,8 +222,9 @@ class Client:
         self._lines = LineBuffer()
         self._out = bytearray()
         self._state = "greeting"  # -> login -> up -> over
+        self._digest = ""
         self._unanswered = 0  # pings sent and not answered yet
-        self._missed = 0
+        self._silent = 0  # pings sent since the last answer, which may be to an earlier one
         self.deadline = now + LOGIN_TIME
 
     def take(self) -> bytes:
@@ -242,6 +245,7 @@ class Client:
             raise _not_dtcp(data)
         events: list[ClientEvent] = []
         while self._state != "over" and (line := self._lines.next_line()) is not None:
+            line = self._masked(line)
             self._trace(f"<< {visible(line)}")
             event = self._line(parse_reply(line), now)
             if event is not None:
@@ -252,9 +256,9 @@ class Client:
         if self._state == "greeting":
             if not reply.ok:
                 return self._over(Refused(visible(reply.text), at_greeting=True))
-            answer = digest(self._user, challenge_of(reply), self._password)
+            self._digest = digest(self._user, challenge_of(reply), self._password)
             self._nothing_more("before the login")
-            self._send(f"tunnel {self._user} {answer} {self._type}", secret=answer)
+            self._send(f"tunnel {self._user} {self._digest} {self._type}")
             self._state = "login"
             return None
         if self._state == "login":
@@ -269,7 +273,7 @@ class Client:
         if not self._unanswered:
             raise ProtocolError(f'a reply nobody asked for: "{visible(reply.text)}"')
         self._unanswered -= 1
-        self._missed = 0
+        self._silent = 0
         self.deadline = now + PING_INTERVAL
         return None
 
@@ -280,12 +284,11 @@ class Client:
         if self._state != "up":
             what = "the greeting" if self._state == "greeting" else "the reply to the login"
             return [self._over(Lost(f"no answer: {what} did not come within {LOGIN_TIME:.0f} s"))]
-        if self._unanswered:
-            self._missed += 1
-            if self._missed == PINGS_MISSED:
-                return [self._over(Lost("no answer to two pings"))]
+        if self._silent == PINGS_MISSED:
+            return [self._over(Lost("no answer to two pings"))]
         self._send("ping")
         self._unanswered += 1
+        self._silent += 1
         self.deadline = now + PING_TIME
         return []
 
@@ -295,9 +298,13 @@ class Client:
             self._send("quit")
             self._state = "over"
 
-    def _send(self, line: str, secret: str = "") -> None:
-        self._trace(f">> {line.replace(secret, '*' * 8) if secret else line}")
+    def _send(self, line: str) -> None:
+        self._trace(f">> {self._masked(line)}")
         self._out += line.encode("ascii") + b"\r\n"
+
+    def _masked(self, line: str) -> str:
+        # A server that repeats our digest must not bring it into a log.
+        return re.sub(self._digest, MASK, line, flags=re.IGNORECASE) if self._digest else line
 
     def _over(self, event: ClientEvent) -> ClientEvent:
         self._state = "over"
@@ -411,10 +418,10 @@ class Session:
     def _command(self, line: str, now: float) -> SessionEvent | None:
         words = line.split()
         verb = words[0].lower() if words else ""
-        shown = visible(line)
+        shown = line
         if verb == "tunnel" and len(words) > 2:
-            shown = shown.replace(visible(words[2]), "*" * 8)
-        self._trace(f"<< {shown}")
+            shown = " ".join([*words[:2], MASK, *words[3:]])
+        self._trace(f"<< {visible(shown)}")
         if self._state == "up":
             self.deadline = now + IDLE_TIME
         if verb == "quit":
