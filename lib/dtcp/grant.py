@@ -60,10 +60,8 @@ class Grant(NamedTuple):
 
     def reply(self) -> str:
         """The words behind `+OK` that grant this."""
-        words: list[object] = [self.local, self.remote]
-        if self.inner is not None:
-            words += [self.inner, self.peer]
-        return " ".join(str(word) for word in (*words, *self.prefixes))
+        words = (self.local, self.remote, self.inner, self.peer, *self.prefixes)
+        return " ".join(str(word) for word in words if word is not None)
 
 
 def parse(
@@ -92,13 +90,13 @@ def parse(
                 addresses.append(item)
                 continue
             if item.network_address != IPv6Address(word.partition("/")[0]):
-                remarks.append(f"{word} has bits set behind its length: taken as {item}")
+                remarks.append(f"{_shown(word)} has bits set behind its length: taken as {item}")
             if item not in prefixes:
                 prefixes.append(item)
         elif _is_due(tunnel_type, addresses, prefixes):
-            raise GrantError(f"{word!a} stands where an address is due")
+            raise GrantError(f"{_shown(word)} stands where an address is due")
         else:
-            remarks.append(f"ignored: {word!a}")
+            remarks.append(f"ignored: {_shown(word)}")
     if len(addresses) == 4 and addresses[:2] == addresses[2:]:
         del addresses[2:]
     if len(addresses) > 2:
@@ -117,8 +115,6 @@ def parse(
     inner, peer = (*addresses, None, None)[:2]
     if inner is not None and inner == peer:
         raise GrantError(f"both inner addresses are {inner}")
-    if seen != own and not nat:
-        raise BehindNat(own, seen)
     if remote != server:
         if _is_private(remote) and not _is_private(server):
             remarks.append(f"the server calls itself {remote} (behind a NAT?): using {server}")
@@ -126,9 +122,17 @@ def parse(
         else:
             remarks.append(f"the tunnel ends at {remote}, not at {server} where we logged in")
     _check_remote(remote, own, server)
+    # Last, for a grant that makes no sense is not mended by -n.
+    if seen != own and not nat:
+        raise BehindNat(own, seen)
     # The outer source is our socket's own address, whatever the server saw: a packet with any
     # other would not leave this host.
     return Grant(own, remote, inner, peer, tuple(prefixes)), remarks
+
+
+def _shown(word: str) -> str:
+    """A word of the reply for messages: quoted, visible, and short."""
+    return ascii(word if len(word) <= 60 else f"{word[:60]}...")
 
 
 def _is_due(tunnel_type: str, addresses: list[IPv6Address], prefixes: list[IPv6Network]) -> bool:
@@ -142,7 +146,7 @@ def _ipv4(word: str) -> IPv4Address:
     try:
         return IPv4Address(word)
     except ValueError:
-        raise GrantError(f"{word!a} is no IPv4 address") from None
+        raise GrantError(f"{_shown(word)} is no IPv4 address") from None
 
 
 def _ipv6(word: str) -> IPv6Address | IPv6Network:
@@ -152,7 +156,7 @@ def _ipv6(word: str) -> IPv6Address | IPv6Network:
             return IPv6Address(word)
         network = IPv6Network(word, strict=False)
     except ValueError:
-        raise GrantError(f"{word!a} is no IPv6 address or prefix") from None
+        raise GrantError(f"{_shown(word)} is no IPv6 address or prefix") from None
     return network.network_address if network.prefixlen == 128 else network
 
 
