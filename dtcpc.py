@@ -452,6 +452,8 @@ class Client:
         try:
             self._system.up(steps, stop=lambda: signals.stopping)
         except system.CommandFailed as failed:
+            if signals.stopping:  # it was given no more time
+                raise Stopped from None
             raise Failure(f"the tunnel could not be made: {failed}") from None
         name = self._system.tunnel
         inner = f", {granted.inner}" if granted.inner else ""
@@ -459,7 +461,7 @@ class Client:
         self._log.notice(
             f"{name}: {granted.local} --> {granted.remote}{inner}, mtu {self._options.mtu}"
         )
-        routes = [step.do[4] for step in steps if step.do[:3] == ("route", "-n", "add")]
+        routes = [step.do[4] for step in steps if step.do[5:] == ("-interface", plan.TUNNEL)]
         self._log.notice(f"routes: {', '.join(routes)} through {name}")
         for prefix in granted.prefixes:
             self._log.notice(f"{prefix} delegated")
@@ -473,11 +475,13 @@ class Client:
 
     def _take_down(self, connection: Connection) -> int:
         connection.quit()
+        had_tunnel = bool(self._system.done)
         failures = self._system.down()
         for failure in failures:
             self._log.error(f"could not be undone: {failure}")
         connection.wait_for_end()
-        self._log.notice("down")
+        if had_tunnel:
+            self._log.notice("down")
         return FAILED if failures else OK
 
 

@@ -177,6 +177,8 @@ class System:
         failures: list[CommandFailed] = []
         left: list[Step] = []
         while self.done:
+            with contextlib.suppress(LedgerError):  # a full disk must not stop us here
+                self._record(left)
             step = self.done[-1]
             undo = step.leave if been_up and step.leave is not None else step.undo
             failed = [failure for words in undo for failure in self._undo(words)]
@@ -184,11 +186,11 @@ class System:
             if failed:
                 left.insert(0, step)
             self.done.pop()
-            with contextlib.suppress(LedgerError):  # a full disk must not stop us here
-                self._record(left)
         self.done = left
         if not left:
             self.tunnel = None
+        with contextlib.suppress(LedgerError):
+            self._record()
         return failures
 
     def undo_left(self, left: Left) -> list[CommandFailed]:
@@ -327,7 +329,7 @@ def _words(output: str) -> list[str]:
 
 
 def _has(words: list[str], phrase: str) -> bool:
-    wanted = phrase.split()
+    wanted = _words(phrase)
     return any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1))
 
 

@@ -1,0 +1,123 @@
+"""Programs under test, running in a host of the lab."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from lab.host import Host
+from lab.internet import Internet
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 15.0  # seconds for anything that is waited for
+
+SERVER = "tunnel.example.org"
+PREFIX = "2001:db8:1::"  # of tunnels of type host: the first client gets ::6, the server ::5
+DELEGATED = "2001:db8:3c3::/48"
+FAR = "2001:db8:0:ff::2"
+
+
+class Program:
+    """A running dtcpc or dtcps, and every line it has said so far on standard error."""
+
+    def __init__(self, host: Host, name: str, *words: str) -> None:
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._process = host.popen(
+            [sys.executable, str(ROOT / f"{name}.py"), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        self.pid = self._process.pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+
+    def wait_for(self, pattern: str, limit: float = LIMIT) -> str:
+        """Wait for a line that holds `pattern` (a regular expression), and return it."""
+        found: list[str] = []
+
+        def seen() -> bool:
+            found[:] = [line for line in self.lines if re.search(pattern, line)]
+            return bool(found) or self._process.poll() is not None
+
+        with self._changed:
+            end = time.monotonic() + limit
+            while not seen() and time.monotonic() < end:
+                self._changed.wait(0.05)
+        assert found, f"no {pattern!r} in:\n" + "\n".join(self.lines)
+        return found[-1]
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def status(self, limit: float = LIMIT) -> int:
+        """Wait for its end; the exit status."""
+        status = self._process.wait(limit)
+        self._reader.join(limit)
+        return status
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """End it; the exit status."""
+        self.send(number)
+        return self.status()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self.status()
+
+
+def serve(net: Internet) -> Program:
+    """A dtcps on the server, ready for clients; the client knows its password."""
+    net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
+    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
+    net.server.write("/usr/local/etc/dtcps.routes", f"itojun {DELEGATED}\n", 0o644)
+    server = Program(net.server, "dtcps", "-d", PREFIX)
+    server.wait_for("listening")
+    return server
+
+
+def login(host: Host, *words: str) -> Program:
+    """A dtcpc on `host` that logs in as itojun."""
+    return Program(host, "dtcpc", "-d", "-u", "itojun", *words, SERVER)
+
+
+def ping(host: Host, address: str = FAR) -> bool:
+    """Whether `address` answers."""
+    words = ["ping", "-c", "1", "-i", "0.2", "-w", "5", address]
+    return host.run(words, check=False).returncode == 0
+
+
+def wait_until(what: str, true: object, limit: float = LIMIT) -> None:
+    """Wait until the function `true` says so."""
+    assert callable(true)
+    end = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < end, f"waited in vain for: {what}"
+        time.sleep(0.02)

@@ -1,0 +1,165 @@
+"""Plans: which commands a grant and options come to, in which order, and how they are undone."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
+
+import pytest
+from dtcp import plan
+from dtcp.grant import Grant
+
+GRANT = Grant(IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"))
+HOST_GRANT = GRANT._replace(inner=IPv6Address("2001:db8:1::6"), peer=IPv6Address("2001:db8:1::5"))
+NETWORK_GRANT = GRANT._replace(prefixes=(IPv6Network("2001:db8:3c3::/48"),))
+MARK = plan.mark("dtcpc", "itojun", "tunnel.example.org", 7)
+BARE = plan.Host()
+
+
+def _do(steps: list[plan.Step]) -> list[str]:
+    return [" ".join(step.do) for step in steps]
+
+
+def _undo(steps: list[plan.Step]) -> list[str]:
+    return [" ".join(words) for step in reversed(steps) for words in step.undo]
+
+
+def test_a_host_tunnel_in_its_order() -> None:
+    steps = plan.client(HOST_GRANT, plan.Options(mtu=1400), BARE, MARK)
+    assert plan.script(steps, None) == [
+        "IF=$(ifconfig gif create group dtcp"
+        " description 'dtcpc itojun@tunnel.example.org pid 7' mtu 1400)",
+        "ifconfig $IF tunnel 203.0.113.7 192.0.2.1",
+        "ifconfig $IF inet6 2001:db8:1::6 2001:db8:1::5 prefixlen 128 alias",
+        "ifconfig $IF up",
+        "route -n add -inet6 default -interface $IF",
+    ]
+    assert _undo(steps) == [
+        "route -n delete -inet6 default -interface $IF",
+        "ifconfig $IF inet6 2001:db8:1::6 -alias",
+        "ifconfig $IF deletetunnel",
+        "ifconfig $IF destroy",
+    ]
+
+
+def test_a_network_tunnel_has_an_unreachable_route_for_its_prefix() -> None:
+    assert _do(plan.client(NETWORK_GRANT, plan.Options(), BARE, MARK))[2:] == [
+        "ifconfig $IF inet6 -ifdisabled",
+        "ifconfig $IF up",
+        "route -n add -inet6 default -interface $IF",
+        "route -n add -inet6 2001:db8:3c3::/48 ::1 -reject",
+    ]
+
+
+def test_no_unreachable_route_where_an_interface_has_the_whole_prefix() -> None:
+    prefix = IPv6Network("2001:db8:3c3:1::/64")
+    options = plan.Options(addresses=(IPv6Interface("2001:db8:3c3:1::1/64"),))
+    steps = plan.client(GRANT._replace(prefixes=(prefix,)), options, BARE, MARK)
+    assert not any("-reject" in line for line in _do(steps))
+
+
+def test_two_halves_where_somebody_has_a_default_route() -> None:
+    steps = plan.client(GRANT, plan.Options(), plan.Host(default_route=True), MARK)
+    assert [line for line in _do(steps) if line.startswith("route")] == [
+        "route -n add -inet6 ::/1 -interface $IF",
+        "route -n add -inet6 8000::/1 -interface $IF",
+    ]
+
+
+def test_destinations_take_the_place_of_the_default() -> None:
+    networks = tuple(map(IPv6Network, ("2001:db8::/32", "2001:db8:7::1/128", "2001:db8::/32")))
+    steps = plan.client(GRANT, plan.Options(destinations=networks), BARE, MARK)
+    assert [line for line in _do(steps) if line.startswith("route")] == [
+        "route -n add -inet6 2001:db8::/32 -interface $IF",
+        "route -n add -inet6 2001:db8:7::1 -interface $IF",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("gif7", ["ifconfig gif7 create "]),
+        ("gif07", ["ifconfig gif create ", "ifconfig $IF name gif07"]),
+        ("dtcp0", ["ifconfig gif create ", "ifconfig $IF name dtcp0"]),
+    ],
+)
+def test_names(name: str, first: list[str]) -> None:
+    lines = _do(plan.client(GRANT, plan.Options(interface=name), BARE, MARK))
+    for line, start in zip(lines, first, strict=False):
+        assert line.startswith(start)
+
+
+def test_an_existing_interface_is_never_destroyed_and_gets_back_what_it_had() -> None:
+    existing = plan.Interface(
+        "gif0", mtu=1300, outer=(IPv4Address("203.0.113.7"), IPv4Address("198.51.100.9"))
+    )
+    steps = plan.client(HOST_GRANT, plan.Options(), plan.Host(existing), MARK)
+    assert _undo(steps) == [
+        "route -n delete -inet6 default -interface $IF",
+        "ifconfig $IF inet6 2001:db8:1::6 -alias",
+        "ifconfig $IF tunnel 203.0.113.7 198.51.100.9",
+        "ifconfig $IF inet6 ifdisabled",
+        "ifconfig $IF inet6 $LINK_LOCAL -alias",
+        "ifconfig $IF down",
+        "ifconfig $IF mtu 1300",
+        "ifconfig $IF -description",
+        "ifconfig $IF -group dtcp",
+    ]
+
+
+def test_what_an_existing_interface_had_switched_on_stays_on() -> None:
+    existing = plan.Interface(
+        "gif0", up=True, description="mine", groups=("dtcp",), inet6_disabled=False, link_local=True
+    )
+    steps = plan.client(HOST_GRANT, plan.Options(), plan.Host(existing), MARK)
+    assert _undo(steps)[-1] == "ifconfig $IF mtu 1280"
+    assert not any("description" in line for line in _do(steps))
+
+
+def test_an_address_of_somebody_else_is_refused() -> None:
+    existing = plan.Interface("gif0", addresses=(IPv6Address("2001:db8:1::6"),))
+    with pytest.raises(plan.PlanError, match="2001:db8:1::6 is there already"):
+        plan.client(HOST_GRANT, plan.Options(), plan.Host(existing), MARK)
+
+
+def test_a_server_has_the_other_end() -> None:
+    steps = plan.server(HOST_GRANT._replace(prefixes=NETWORK_GRANT.prefixes).turned(), MARK)
+    assert _do(steps)[1:] == [
+        "ifconfig $IF tunnel 192.0.2.1 203.0.113.7",
+        "ifconfig $IF inet6 2001:db8:1::5 2001:db8:1::6 prefixlen 128 alias",
+        "ifconfig $IF up",
+        "route -n add -inet6 2001:db8:3c3::/48 -interface $IF",
+    ]
+
+
+def test_every_undo_of_every_plan_is_one_that_a_ledger_may_hold() -> None:
+    full = HOST_GRANT._replace(prefixes=NETWORK_GRANT.prefixes)
+    interfaces = (None, plan.Interface("gif0"), plan.Interface("gif0", outer=(GRANT.local,) * 2))
+    for existing in interfaces:
+        for keep in (False, True):
+            options = plan.Options(
+                "wan_0.1", keep, 8192, (IPv6Interface("2001:db8::7/64"),), (plan.ANYWHERE,)
+            )
+            for has_default in (False, True):
+                steps = plan.client(full, options, plan.Host(existing, has_default), MARK)
+                for step in steps:
+                    for words in (*step.undo, *(step.leave or ())):
+                        assert plan.is_undo(words), words
+                        named = tuple(w.replace(plan.TUNNEL, "wan_0.1") for w in words)
+                        assert plan.is_undo(named), named
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ifconfig", "em0", "down", "up"),
+        ("ifconfig", "gif0", "destroy; reboot"),
+        ("ifconfig", "-a", "destroy"),
+        ("route", "-n", "delete", "-inet6", "default"),
+        ("route", "-n", "flush"),
+        ("rm", "-rf", "/"),
+        ("ifconfig gif0", "destroy"),
+        (),
+    ],
+)
+def test_nothing_else_is_taken_from_a_ledger(words: plan.Words) -> None:
+    assert not plan.is_undo(words)

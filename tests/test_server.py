@@ -1,0 +1,199 @@
+"""The server, with real tunnels: many clients at once, and nothing left of those that are gone."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lab.internet import Internet
+from lab.snapshot import difference
+from tests.running import PREFIX, ROOT, Program, login, ping, serve, wait_until
+
+pytestmark = pytest.mark.lab
+
+
+class Talker:
+    """tests/talk.py on the client host, and the server's answer to it."""
+
+    def __init__(self, net: Internet, *words: str) -> None:
+        self.process = net.client.popen(
+            [sys.executable, str(ROOT / "tests/talk.py"), "192.0.2.1", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        self.answer = self.process.stdout.readline().rstrip()
+
+    def __enter__(self) -> Talker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def _tunnels(net: Internet) -> list[str]:
+    """The outer pairs that the server's gifs have."""
+    shown = net.server.run(["ifconfig", "-a"]).stdout
+    return sorted(re.findall(r"tunnel inet (\S+ --> \S+)", shown))
+
+
+def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> None:
+    sources = [f"203.0.113.{number}" for number in (20, 21, 22)]
+    for source in sources:
+        net.client.run(["ifconfig", "em0", "inet", f"{source}/32", "alias"])
+    users = "".join(f"user{number}:secret\n" for number in range(3))
+    net.server.write("/usr/local/etc/dtcps.users", users)
+    before = net.server.snapshot()
+    with Program(net.server, "dtcps", "-d", PREFIX) as server:
+        server.wait_for("listening")
+        talkers = [
+            Talker(net, f"user{number}", "secret", "host", source)
+            for number, source in enumerate(sources)
+        ]
+        assert [each.answer for each in talkers] == [
+            f"+OK {source} 192.0.2.1 2001:db8:1::{low:x} 2001:db8:1::{low - 1:x}"
+            for source, low in zip(sources, (6, 10, 14), strict=True)
+        ]
+        assert _tunnels(net) == [f"192.0.2.1 --> {source}" for source in sources]
+        for each in talkers:
+            each.process.kill()
+            each.process.communicate()
+        wait_until("no tunnel is left", lambda: not _tunnels(net))
+        assert server.end() == 0
+    assert difference(before, net.server.snapshot()) == []
+
+
+def test_a_slow_command_for_one_keeps_nobody_else_waiting(net: Internet) -> None:
+    net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
+    with serve(net):
+        fault = {"command": "ifconfig", "match": ["create"], "do": "hang"}
+        net.server.write("/run/freebsd/faults", json.dumps([fault]))
+        slow = net.client.popen(
+            [sys.executable, str(ROOT / "tests/talk.py"), "192.0.2.1", "jun", "hidden", "host"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        wait_until(
+            "the command hangs",
+            lambda: json.loads(net.server.read("/run/freebsd/faults"))[0].get("nth") == 0,
+        )
+        with Talker(net, "itojun", "secret", "tunnelonly", "203.0.113.20") as quick:
+            assert quick.answer == "+OK 203.0.113.20 192.0.2.1"
+            assert slow.poll() is None
+        out, _ = slow.communicate()
+        assert out == "-ERR internal error\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "tunnel_type", "answer"),
+    [
+        ("itojun", "wrong", "host", "-ERR authentication failed."),
+        ("nobody", "secret", "host", "-ERR authentication failed."),
+        ("itojun", "secret", "moon", "-ERR unsupported tunnel type moon"),
+        ("jun", "hidden", "network", "-ERR no route for this user"),
+        ("itojun", "secret", "network", "+OK 203.0.113.7 192.0.2.1 2001:db8:3c3::/48"),
+    ],
+)
+def test_answers(net: Internet, user: str, password: str, tunnel_type: str, answer: str) -> None:
+    with serve(net), Talker(net, user, password, tunnel_type) as talker:
+        assert talker.answer == answer
+
+
+def test_a_new_login_replaces_the_old_one(net: Internet) -> None:
+    """The client's machine was switched off and is back: its old connection is half open."""
+    with serve(net) as server, Talker(net, "itojun", "secret", "host") as old:
+        assert old.answer.startswith("+OK")
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("up after")
+            server.wait_for("itojun: down: logged in again")
+            assert ping(net.client)
+            assert _tunnels(net) == ["192.0.2.1 --> 203.0.113.7"]
+            assert client.end() == 0
+        wait_until("no tunnel is left", lambda: not _tunnels(net))
+
+
+def test_two_users_cannot_have_the_same_outer_pair(net: Internet) -> None:
+    with serve(net), Talker(net, "itojun", "secret", "host") as one:
+        assert one.answer.startswith("+OK")
+        with Talker(net, "jun", "hidden", "host") as other:
+            assert other.answer == "-ERR busy, try again later"
+        assert _tunnels(net) == ["192.0.2.1 --> 203.0.113.7"]
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(net: Internet) -> None:
+    with serve(net) as server, Talker(net, "itojun", "secret", "network"):
+        assert _tunnels(net)
+        server.end(signal.SIGKILL)
+    assert _tunnels(net)
+    with serve(net) as server:
+        server.wait_for("removing gif0, which a killed dtcps has left")
+        assert not _tunnels(net)
+
+
+def test_it_ends_with_its_tunnels(net: Internet) -> None:
+    with serve(net) as server, Talker(net, "itojun", "secret", "network"):
+        assert _tunnels(net)
+        assert server.end() == 0
+        assert not _tunnels(net)
+
+
+def test_a_failed_setup_is_undone_and_tells_the_client_nothing(net: Internet) -> None:
+    with serve(net) as server:
+        before = net.server.snapshot()
+        fault = {"command": "route", "match": ["add"], "do": "exit1"}
+        net.server.write("/run/freebsd/faults", json.dumps([fault]))
+        with Talker(net, "itojun", "secret", "network") as talker:
+            assert talker.answer == "-ERR internal error"
+        server.wait_for("itojun: the tunnel could not be made: route -n add -inet6")
+        assert difference(before, net.server.snapshot()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "mode", "message"),
+    [
+        ("users", "itojun:secret\n", 0o644, "readable by others; chmod 600"),
+        ("users", "itojun\n", 0o600, "line 1 is not user:password"),
+        ("users", "a b:secret\n", 0o600, "line 1 is not user:password"),
+        ("users", "jun:x\n\n#\njun:y\n", 0o600, "line 4: jun is there already"),
+        ("routes", "itojun 2001:db8::1/48\n", 0o644, "line 1 is not: user prefix"),
+        ("routes", "itojun\n", 0o644, "line 1 is not: user prefix"),
+        (
+            "routes",
+            "a 2001:db8::/48\nb 2001:db8:0:1::/64\n",
+            0o644,
+            "line 2: 2001:db8:0:1::/64 overlaps what a has",
+        ),
+    ],
+)
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_bad_files_are_named(net: Internet, file: str, text: str, mode: int, message: str) -> None:
+    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\n")
+    path = f"/usr/local/etc/dtcps.{file}"
+    net.server.write(path, text, mode)
+    with Program(net.server, "dtcps", "-d") as server:
+        assert server.status() == 1
+        assert server.lines[-1].startswith(f"dtcps: {path}: {message}")
+
+
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_it_becomes_a_daemon(net: Internet) -> None:
+    """Without -D, as the old one; a second one is refused by its pid."""
+    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\n")
+    with Program(net.server, "dtcps", PREFIX) as server:
+        assert server.status() == 0
+        assert server.lines == []
+    pid = net.server.read("/var/run/dtcps.pid").strip()
+    with Program(net.server, "dtcps", PREFIX) as second:
+        assert second.status() == 1
+        assert second.lines == [f"dtcps: /var/run/dtcps.pid: already running as pid {pid}"]
+    with Talker(net, "itojun", "secret", "host") as talker:
+        assert talker.answer.startswith("+OK")
+        net.server.run(["kill", pid])
+        wait_until("the daemon is gone", lambda: int(pid) not in net.server.processes())
+    assert not _tunnels(net)

@@ -1,0 +1,373 @@
+"""The main job, with real packets: a tunnel comes up, carries IPv6, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+
+import pytest
+
+from lab.internet import Internet
+from lab.snapshot import difference
+from tests.running import DELEGATED, FAR, ROOT, SERVER, Program, login, ping, serve, wait_until
+
+pytestmark = pytest.mark.lab
+
+INSIDE = "2001:db8:3c3::1"  # an address of the delegated prefix
+
+
+@pytest.mark.parametrize(
+    ("tunnel_type", "words", "source"),
+    [
+        ("host", (), "2001:db8:1::6"),
+        ("network", ("-A", f"{INSIDE}/128"), INSIDE),
+        ("tunnelroute", ("-A", f"{INSIDE} -prefixlen 128"), INSIDE),
+    ],
+)
+def test_packets_pass_and_no_trace_is_left(
+    net: Internet, tunnel_type: str, words: tuple[str, ...], source: str
+) -> None:
+    with serve(net) as server:
+        client_before, server_before = net.client.snapshot(), net.server.snapshot()
+        with login(net.client, "-t", tunnel_type, *words) as client:
+            client.wait_for("up after")
+            with net.router.capture("eth0", "ip proto 41") as capture:
+                assert ping(net.client)
+                assert ping(net.far, source)
+                packets = capture.wait(4)
+            assert {(p.src, p.dst) for p in packets} == {
+                ("203.0.113.7", "192.0.2.1"),
+                ("192.0.2.1", "203.0.113.7"),
+            }
+            assert {p.proto for p in packets} == {41}
+            assert client.end() == 0
+        assert difference(client_before, net.client.snapshot()) == []
+        server.wait_for("itojun: down: the client said quit")
+        assert difference(server_before, net.server.snapshot()) == []
+        assert server.end() == 0
+
+
+def test_a_link_without_addresses_carries_packets(net: Internet) -> None:
+    """Type tunnelonly: the two ends reach each other by their link-local addresses."""
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client) as client:
+            client.wait_for("up after")
+            shown = net.server.run(["ifconfig", "gif0"]).stdout
+            found = re.search(r"inet6 (fe80::\S+)%gif0", shown)
+            assert found
+            assert ping(net.client, f"{found[1]}%gif0")
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_changes_nothing(net: Internet, number: signal.Signals) -> None:
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("up after")
+            client.send(number)
+            client.wait_for("ending as asked")
+            assert client.end(number) == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_a_static_default_route_stays(net: Internet) -> None:
+    net.client.run(["ifconfig", "em0", "inet6", "2001:db8:f::7", "prefixlen", "64", "alias"])
+    net.client.run(["route", "-n", "add", "-inet6", "default", "2001:db8:f::1"])
+    _another_default_stays(net)
+
+
+def test_an_advertised_default_route_stays(release: str, enclosed: None) -> None:
+    with Internet(release, lan=True) as net:
+        net.client.run(["ifconfig", "em1", "inet6", "-ifdisabled", "accept_rtadv", "up"])
+        advertise = [sys.executable, str(ROOT / "tests/advertise.py"), "eth0", "2001:db8:f::"]
+
+        def has_default() -> bool:
+            net.lan.run(advertise)
+            words = ["route", "-n", "get", "-inet6", "default"]
+            return net.client.run(words, check=False).returncode == 0
+
+        wait_until("the advertised default route", has_default)
+        _another_default_stays(net)
+
+
+def _another_default_stays(net: Internet) -> None:
+    def default() -> list[str]:
+        shown = net.client.run(["netstat", "-rn", "-f", "inet6"]).stdout
+        return [line for line in shown.splitlines() if line.startswith("default")]
+
+    there = default()
+    assert len(there) == 1
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("routes: ::/1, 8000::/1 through gif0")
+            client.wait_for("up after")
+            assert default() == there
+            assert ping(net.client)
+            assert client.end() == 0
+        assert default() == there
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_other_destinations_instead_of_the_default(net: Internet) -> None:
+    with (
+        serve(net),
+        login(
+            net.client, "-t", "host", "-R", "2001:db8::/32,2001:db8:77:: -prefixlen 48"
+        ) as client,
+    ):
+        client.wait_for("routes: 2001:db8::/32, 2001:db8:77::/48 through gif0")
+        client.wait_for("up after")
+        assert ping(net.client)
+        words = ["route", "-n", "get", "-inet6", "default"]
+        assert net.client.run(words, check=False).returncode == 255
+        assert client.end() == 0
+
+
+def test_name_and_mtu_as_asked(net: Internet) -> None:
+    for name in ("gif7", "dtcp0"):
+        with serve(net):
+            before = net.client.snapshot()
+            with login(net.client, "-t", "host", "-i", name, "-m", "1400") as client:
+                client.wait_for(f"{name}: .*mtu 1400")
+                client.wait_for("up after")
+                assert "mtu 1400" in net.client.run(["ifconfig", name]).stdout
+                assert ping(net.client)
+                assert client.end() == 0
+            assert difference(before, net.client.snapshot()) == []
+
+
+def test_an_interface_that_is_there_is_used_and_left_as_it_was(net: Internet) -> None:
+    """-c, with settings of the administrator's on the interface."""
+    net.client.run(["ifconfig", "gif0", "create", "mtu", "1300", "description", "mine"])
+    net.client.run(["ifconfig", "gif0", "tunnel", "203.0.113.7", "198.51.100.99"])
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-c", "-t", "host", "-m", "1480") as client:
+            client.wait_for("up after")
+            assert ping(net.client)
+            assert "description: mine" in net.client.run(["ifconfig", "gif0"]).stdout
+            assert client.end() == 0
+        after = net.client.snapshot()
+        for view in ("ifconfig -a", "netstat -rn", "files", "settings"):
+            assert after[view] == before[view]
+
+
+def test_a_kept_interface_is_bare_and_taken_over(net: Internet) -> None:
+    """-o leaves the interface, and nothing else of ours; the next run uses it again."""
+    with serve(net):
+        with login(net.client, "-o", "-t", "host") as client:
+            client.wait_for("up after")
+            assert client.end() == 0
+        shown = net.client.run(["ifconfig", "gif0"]).stdout
+        for word in ("tunnel", "2001:db8", "fe80", "UP", "description"):
+            assert word not in shown
+        assert "IFDISABLED" in shown
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("gif0: 203.0.113.7 --> 192.0.2.1")
+            client.wait_for("up after")
+            assert ping(net.client)
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_a_failed_start_leaves_nothing_even_with_o(net: Internet) -> None:
+    net.client.write(
+        "/run/freebsd/faults", '[{"command": "route", "match": ["add"], "do": "exit1"}]'
+    )
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-o", "-t", "host") as client:
+            assert client.status() == 1
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_dry_run_changes_nothing_and_its_output_makes_the_tunnel(net: Internet) -> None:
+    with serve(net):
+        before = net.client.snapshot()
+        words = ["--dry-run", "-t", "host", "-u", "itojun", SERVER]
+        done = net.client.run([sys.executable, str(ROOT / "dtcpc.py"), *words])
+        assert difference(before, net.client.snapshot()) == []
+        assert done.stdout.startswith("IF=$(ifconfig gif create ")
+        # The server keeps its end while a client is logged in, so have one, without its own end.
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("up after")
+            net.client.run(["ifconfig", "gif0", "destroy"])
+            net.client.run(["sh", "-e"], input=done.stdout)
+            assert ping(net.client)
+
+
+def test_a_second_instance_names_the_first(net: Internet) -> None:
+    with serve(net), login(net.client, "-t", "host") as first:
+        first.wait_for("up after")
+        with login(net.client, "-t", "host") as second:
+            assert second.status() == 1
+            assert second.lines == [
+                f"dtcpc: /var/run/dtcpc.pid: already running as pid {first.pid}"
+            ]
+        assert ping(net.client)
+        assert first.end() == 0
+
+
+def test_what_a_killed_instance_left_is_cleared(net: Internet) -> None:
+    with serve(net) as server:
+        before = net.client.snapshot()
+        with login(net.client, "-t", "network") as client:
+            client.wait_for("up after")
+            client.send(signal.SIGKILL)
+            assert client.status() == -signal.SIGKILL
+        server.wait_for("itojun: down")
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("undoing what a killed dtcpc has left")
+            client.wait_for("up after")
+            assert net.client.run(["ifconfig", "-l"]).stdout.split()[-1] == "gif0"
+            assert ping(net.client)
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_a_refused_outer_pair_is_noticed_and_rolled_back(net: Internet) -> None:
+    """ifconfig exits 0 when the kernel refuses the pair, because another gif has it."""
+    net.client.run(["ifconfig", "gif0", "create", "tunnel", "203.0.113.7", "192.0.2.1"])
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            assert client.status() == 1
+            assert (
+                "dtcpc: the tunnel could not be made: ifconfig gif1 tunnel 203.0.113.7 192.0.2.1:"
+                " SIOCSIFPHYADDR: Can't assign requested address"
+            ) in client.lines
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_the_end_of_the_server_is_the_end_of_the_tunnel(net: Internet) -> None:
+    for number, reason in (
+        (signal.SIGKILL, "lost: the server closed the connection"),
+        (signal.SIGTERM, 'lost: the server says "server is going down"'),
+    ):
+        with serve(net) as server:
+            before = net.client.snapshot()
+            with login(net.client, "-t", "host") as client:
+                client.wait_for("up after")
+                server.end(number)
+                assert client.status() == 75
+                assert f"dtcpc: {reason}" in client.lines
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_behind_a_nat(release: str, enclosed: None) -> None:
+    """Without -n one message that says what this is; with -n the outer source is our own."""
+    with Internet(release, nat=True) as net, serve(net) as server:
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            assert client.status() == 77
+            [line] = [line for line in client.lines if "NAT" in line]
+            for word in ("198.51.100.7", "203.0.113.7", "protocol 41", "-n", "-U"):
+                assert word in line
+        assert difference(before, net.client.snapshot()) == []
+        server.wait_for("itojun: down")
+        with login(net.client, "-n", "-t", "host") as client:
+            client.wait_for("gif0: 198.51.100.7 --> 192.0.2.1")
+            client.wait_for("up after")
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_a_plain_jail_is_told_before_anything_is_sent(net: Internet) -> None:
+    net.client.write("/run/freebsd/jail", "plain")
+    with net.router.capture("eth0", "tcp") as capture, login(net.client) as client:
+        assert client.status() == 77
+        [line] = [line for line in client.lines if not line.startswith("dtcpc: # ")]
+        assert "this jail has no network stack of its own" in line
+        assert capture.packets == []
+
+
+def test_an_interface_that_cannot_be_had_is_told_before_anything_is_sent(net: Internet) -> None:
+    net.client.run(["ifconfig", "gif3", "create"])
+    with net.router.capture("eth0", "tcp") as capture:
+        for words, message in (
+            (("-c", "-i", "gif9"), "gif9: no such interface; create it, or leave out -c"),
+            (("-i", "gif3"), "gif3: is there already; use it as it is with -c, or name another"),
+            (("-i", "em0"), "em0: is there already; use it as it is with -c, or name another"),
+        ):
+            with login(net.client, *words) as client:
+                assert client.status() == 1
+                assert client.lines[-1] == f"dtcpc: {message}"
+        assert capture.packets == []
+
+
+@pytest.mark.parametrize(
+    ("release", "fault"),
+    [("15.1", "exit1"), ("13.2", "error-exit0"), ("15.1", "garbage")],
+    indirect=["release"],
+)
+def test_whatever_step_fails_the_host_is_as_it_was(net: Internet, fault: str) -> None:
+    """Every command of a network tunnel goes wrong once."""
+    with serve(net):
+        with login(net.client, "-t", "network", "-A", INSIDE) as client:
+            client.wait_for("up after")
+            assert client.end() == 0
+            up = client.lines.index(client.wait_for("up after"))
+            ran = [line.split()[2:] for line in client.lines[:up] if "dtcpc: # " in line]
+        commands = [words for words in ran if words[0] in ("ifconfig", "route")]
+        assert len(commands) > 8
+        before = net.client.snapshot()
+        for number, (command, *_) in enumerate(commands):
+            nth = [words[0] for words in commands[: number + 1]].count(command)
+            _go_wrong(net, {"command": command, "nth": nth, "do": fault})
+            with login(net.client, "-t", "network", "-A", INSIDE) as client:
+                wait_until("up or ended", lambda: _settled(client))
+                status = client.end() if "up after" in client.lines[-1] else client.status()
+            # A command that only looks, and lies about it, may do no harm.
+            assert status in (0, 1), client.lines
+            assert difference(before, net.client.snapshot()) == [], (fault, commands[number])
+
+
+def _go_wrong(net: Internet, fault: dict[str, object]) -> None:
+    """Let one command on the client go wrong: see lab/freebsd/faults.py."""
+    net.client.write("/run/freebsd/faults", json.dumps([fault]))
+
+
+def _settled(client: Program) -> bool:
+    return any("up after" in line for line in client.lines) or client.ended
+
+
+def test_a_command_that_hangs_does_not_keep_us(net: Internet) -> None:
+    _go_wrong(net, {"command": "ifconfig", "match": ["up"], "do": "hang"})
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("ifconfig gif0 up")
+            assert client.end() == 0  # within LIMIT of tests.running; the command never ends
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_the_delegated_prefix_does_not_bounce(net: Internet) -> None:
+    """A packet to an unused subnet is answered with unreachable instead of going to and fro."""
+    with serve(net), login(net.client, "-t", "network", "-A", INSIDE) as client:
+        client.wait_for("up after")
+        net.client.run(["sysctl", "net.inet6.ip6.forwarding=1"])
+        unused = "2001:db8:3c3:7::7"
+        with net.router.capture("eth0", "ip proto 41") as capture:
+            done = net.far.run(["ping", "-c", "1", "-w", "3", unused], check=False)
+            assert "unreachable" in done.stdout
+            # The request in, the answer out: no packet a second time.
+            assert len(capture.wait(2)) == 2
+
+
+def test_everything_ends_with_the_default_route_of_far_alive(net: Internet) -> None:
+    """The far host reaches the client only while the tunnel is up."""
+    with serve(net):
+        with login(net.client, "-t", "network", "-A", INSIDE) as client:
+            client.wait_for(f"{re.escape(DELEGATED)} delegated")
+            client.wait_for("up after")
+            assert ping(net.far, INSIDE)
+            assert client.end() == 0
+        assert not ping(net.far, INSIDE)
+        assert not ping(net.client, FAR)
