@@ -7,6 +7,7 @@ the first one that does not hold ends the demo with one line and status 1.
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -60,6 +61,10 @@ def main(kind: str, release: str) -> int:
         return enclosure.run(words)
     try:
         _Demo(kind, release).show()
+    except BrokenPipeError:
+        # Whoever read this has seen enough; nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (_Failed, OSError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"\ndemo: FAILED: {error}", file=sys.stderr)
         return 1
