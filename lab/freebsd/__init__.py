@@ -17,6 +17,7 @@ A FreeBSD host is a network, mount and UTS namespace with a private /run. There,
 
     release     "15.1" (without the file) or "13.2": which one to be
     jail        "plain" or "vnet": we are inside a jail of that kind
+    hostid      the interface identifier of gifs, such as "5421:59e4:dad1:1a39"; else a random one
     faults      what shall go wrong (see ``faults``)
     state.json  the model
     refused     what Linux would not do: always a bug of the lab, and empty

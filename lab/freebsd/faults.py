@@ -50,7 +50,7 @@ def strike(command: str, arguments: list[str]) -> int | None:
     if due[0] == "hang":
         signal.pause()
     if due[0] == "garbage":
-        print("\x00\xff not what you expect", flush=True)
+        sys.stdout.buffer.write(b"\x00\xff\xfe not what you expect\n")
         return 0
     print(f"{command}: {MESSAGE}", file=sys.stderr)
     return 1 if due[0] == "exit1" else 0

@@ -128,7 +128,7 @@ class Command:
         name = self.words.pop(0)
         if self.words[0] in CREATE:
             self.words.pop(0)
-            self.create(name)
+            self.create(name)  # or take what is there: only create alone is an error then
         elif name not in self.host.interfaces:
             raise Wrong(f"interface {name} does not exist")
         else:
@@ -148,7 +148,10 @@ class Command:
         if self.host.jail == "plain":
             raise Wrong("socket(family 2,SOCK_DGRAM): Protocol not supported")
         if name in self.host.interfaces:
-            raise Wrong(f"interface {name} already exists")
+            if not self.words:
+                raise Wrong(f"interface {name} already exists")
+            self.interface = self.host.interfaces[name]
+            return
         try:
             self.permit()
             self.interface = links.create(self.host, name)
@@ -162,6 +165,8 @@ class Command:
     # --- words ------------------------------------------------------------------------------
 
     def do(self, word: str) -> None:
+        if word in ROOTS_WORDS and not self.allowed:
+            raise Wrong(f"{word}: permission denied")
         if word in WORDS:
             WORDS[word](self)
         elif self.family == INET6 and word.lstrip("-") in ND6:
@@ -169,19 +174,15 @@ class Command:
         elif word.lstrip("-") in LINK_FLAGS:
             flag = LINK_FLAGS[word.lstrip("-")]
             self.it.link_flags = toggled(self.it.link_flags, flag, not word.startswith("-"))
-        elif self.family == "ether":
+        elif self.family in ("ether", "link", "lladdr"):
             self.set_ether(word)
         else:
             self.take_address(word)
 
     def up(self) -> None:
-        if not self.allowed:
-            raise Wrong("up: permission denied")
         addresses.bring_up(self.host, self.it)
 
     def down(self) -> None:
-        if not self.allowed:
-            raise Wrong("down: permission denied")
         self.it.up = False
 
     def destroy(self) -> None:
@@ -250,11 +251,11 @@ class Command:
             fail(f"SIOCSIFPHYADDR{'_IN6' if self.family == INET6 else ''}: {no}")
 
     def resolve(self, word: str) -> str:
+        if re.fullmatch(r"fe80:[0-9a-f:]*%\w+", word):
+            return word
         try:
             return str(socket.getaddrinfo(word, None, type=socket.SOCK_DGRAM)[0][4][0])
         except OSError:
-            if re.fullmatch(r"fe80:[0-9a-f:]*%\w+", word):
-                return word  # a link that Linux knows under another name
             reason = show.no_such_name(self.host)
             raise Wrong(f"error in parsing address string: {reason}") from None
 
@@ -299,6 +300,9 @@ class Command:
         self.it.ether = ":".join(f"{int(octet, 16):02x}" for octet in word.split(":"))
 
     def nd6(self, word: str) -> None:
+        if not self.allowed:
+            fail(f"ioctl(SIOCSIFINFO_IN6): {EPERM}")  # said, but not an error
+            return
         name = word.lstrip("-")
         self.it.nd6 = toggled(self.it.nd6, ND6[name], not word.startswith("-"))
         if name in ("ifdisabled", "auto_linklocal"):
@@ -421,6 +425,13 @@ def toggled(flags: int, flag: int, on: bool) -> int:
     return flags | flag if on else flags & ~flag
 
 
+# The words for which FreeBSD has no better answer to who is not root.
+ROOTS_WORDS = (
+    *("up", "down", "-description", "-descr", "group", "-group", "fib", "tunnelfib"),
+    *("ignore_source", "-ignore_source", "ether", "lladdr"),
+)
+
+
 def nothing(_: Command) -> None:
     """A word that changes nothing here."""
 
@@ -446,7 +457,6 @@ WORDS: dict[str, Callable[[Command], None]] = {
     "-ignore_source": Command.heed_source,
     "ether": Command.ether,
     "lladdr": Command.ether,
-    "link": Command.ether,
     "prefixlen": Command.set_prefixlen,
     "netmask": Command.netmask,
     "broadcast": Command.broadcast,

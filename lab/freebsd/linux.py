@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,7 @@ MAIN, FIRST_FIB_TABLE = 254, 1000
 CONF = Path("/proc/sys/net/ipv6/conf")
 
 
-@dataclass
-class Seen:
-    """What ip(8) shows: links by their FreeBSD name, and the routes of both families."""
-
-    links: dict[str, dict[str, Any]]
-    routes: dict[str, list[dict[str, Any]]]
+Shown = dict[str, Any]  # an object of ip(8)'s JSON
 
 
 def ip(*arguments: str, batch: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -36,9 +30,9 @@ def ip(*arguments: str, batch: str | None = None) -> subprocess.CompletedProcess
     )
 
 
-def run(lines: list[str]) -> None:
+def run(lines: list[str], *options: str) -> None:
     if lines:
-        done = ip("-force", "-batch", "-", batch="\n".join(lines) + "\n")
+        done = ip(*options, "-force", "-batch", "-", batch="\n".join(lines) + "\n")
         if done.stderr:
             store.note_refusal("\n".join([*lines, done.stderr]))
 
@@ -47,18 +41,16 @@ def linux_name(name: str) -> str:
     return "lo" if name == "lo0" else name
 
 
-def look() -> Seen:
-    shown = {"lo0" if a["ifname"] == "lo" else a["ifname"]: a for a in listed("addr", "show")}
-    return Seen(
-        shown,
-        {
-            INET: listed("-4", "route", "show", "table", "all"),
-            INET6: listed("-6", "route", "show", "table", "all"),
-        },
-    )
+def all_links() -> dict[str, Shown]:
+    """With their addresses, by their FreeBSD name."""
+    return {"lo0" if a["ifname"] == "lo" else a["ifname"]: a for a in listed("addr", "show")}
 
 
-def listed(*arguments: str) -> list[dict[str, Any]]:
+def all_routes(family: str) -> list[Shown]:
+    return listed("-6" if family == INET6 else "-4", "route", "show", "table", "all")
+
+
+def listed(*arguments: str) -> list[Shown]:
     output = ip("-j", *arguments).stdout
     return [entry for entry in json.loads(output or "[]") if entry]
 
@@ -68,24 +60,24 @@ def listed(*arguments: str) -> list[dict[str, Any]]:
 
 def observe(host: Host) -> None:
     """Brings the model up to date: links that came or went, and what advertisements brought."""
-    seen = look()
+    seen = all_links()
     for interface in list(host.interfaces.values()):
-        if interface.name not in seen.links:
+        if interface.name not in seen:
             links.forget(host, interface)
-    for name, link in seen.links.items():
+    for name, link in seen.items():
         if link["link_type"] == "ether" and name not in host.interfaces:
             links.attach(host, name, "ether", ether=link["address"])
     if "lo0" not in host.interfaces:
         links.attach_loopback(host)
-    for name, link in seen.links.items():
+    for name, link in seen.items():
         if name in host.interfaces:
             observe_link(host, host.interfaces[name], link)
-    for route in seen.routes[INET6]:
+    for route in all_routes(INET6):
         if route.get("protocol") == "ra" and route["dst"] == "default":
             observe_router(host, route)
 
 
-def observe_link(host: Host, interface: Interface, link: dict[str, Any]) -> None:
+def observe_link(host: Host, interface: Interface, link: Shown) -> None:
     interface.carrier = "NO-CARRIER" not in link["flags"] or interface.kind == "epair"
     for address in interface.addresses:
         # IPv6 off: FreeBSD keeps the addresses but does not trust the link-local one.
@@ -99,7 +91,7 @@ def observe_link(host: Host, interface: Interface, link: dict[str, Any]) -> None
             observe_autoconf(host, interface, info)
 
 
-def observe_autoconf(host: Host, interface: Interface, info: dict[str, Any]) -> None:
+def observe_autoconf(host: Host, interface: Interface, info: Shown) -> None:
     address = Address(INET6, info["local"], info["prefixlen"])
     address.lifetimes = (info["preferred_life_time"], info["valid_life_time"])
     address.state = "tentative" if info.get("tentative") else ""
@@ -110,7 +102,7 @@ def observe_autoconf(host: Host, interface: Interface, info: dict[str, Any]) -> 
         route.learned = True
 
 
-def observe_router(host: Host, shown: dict[str, Any]) -> None:
+def observe_router(host: Host, shown: Shown) -> None:
     interface = host.interfaces[shown["dev"]]
     route = addresses.interface_route(interface, INET6, "::", 0, learned=True)
     route.gateway, route.pinned = shown["gateway"], False
@@ -123,25 +115,27 @@ def observe_router(host: Host, shown: dict[str, Any]) -> None:
 def project(host: Host) -> None:
     run(host.errands)
     host.errands = []
-    relay.sync(host)
     for interface in host.interfaces.values():
         switch_ipv6(host, interface)
     write("/proc/sys/net/ipv6/conf/all/forwarding", forwards(host))
     write("/proc/sys/net/ipv4/ip_forward", host.sysctl.get("net.inet.ip.forwarding", 0))
-    seen = look()
+    seen = all_links()
     steps: list[str] = []
     for interface in host.interfaces.values():
-        steps += link_steps(interface, seen.links[interface.name])
+        steps += link_steps(interface, seen[interface.name])
     if steps:
         run(steps)
-        seen, steps = look(), []  # a link that goes down takes much along
+        seen, steps = all_links(), []  # a link that goes down takes much along
     for interface in host.interfaces.values():
-        steps += address_steps(interface, seen.links[interface.name])
-    for family in (INET, INET6):
-        steps += route_steps(host, family, seen.routes[family])
+        steps += address_steps(interface, seen[interface.name])
+    if steps:
+        # And so does an address: what shall go goes first, then we see what is left.
+        gone = [s for s in all_route_steps(host) if s.startswith("route del")]
+        run(gone + steps)
+    run(all_route_steps(host))
     if host.fibs > 1:
-        steps += rule_steps(host)
-    run(steps)
+        follow_fibs(host)
+    relay.sync(host)  # a relay needs its source address
 
 
 def forwards(host: Host) -> int:
@@ -177,7 +171,7 @@ def switch_ipv6(host: Host, interface: Interface) -> None:
     write(conf / "accept_dad", 0 if silent else usual)
 
 
-def link_steps(interface: Interface, seen: dict[str, Any]) -> list[str]:
+def link_steps(interface: Interface, seen: Shown) -> list[str]:
     dev = f"link set dev {linux_name(interface.name)}"
     steps = []
     if interface.kind != "loop":
@@ -190,7 +184,7 @@ def link_steps(interface: Interface, seen: dict[str, Any]) -> list[str]:
     return steps
 
 
-def address_steps(interface: Interface, seen: dict[str, Any]) -> list[str]:
+def address_steps(interface: Interface, seen: Shown) -> list[str]:
     """Peers are left to the routes, prefixes too: Linux's own ideas of them differ."""
     dev = f"dev {linux_name(interface.name)}"
     wanted = {
@@ -218,7 +212,12 @@ def address_steps(interface: Interface, seen: dict[str, Any]) -> list[str]:
 Target = tuple[str, int, tuple[tuple[str, str], ...]]  # type, mtu, (gateway, device) ...
 
 
-def route_steps(host: Host, family: str, seen: list[dict[str, Any]]) -> list[str]:
+def all_route_steps(host: Host) -> list[str]:
+    families = (INET, INET6)
+    return [s for family in families for s in route_steps(host, family, all_routes(family))]
+
+
+def route_steps(host: Host, family: str, seen: list[Shown]) -> list[str]:
     wanted = wanted_routes(host, family)
     present = {where(shown, family): target(shown) for shown in seen if is_ours(shown)}
     steps = []
@@ -236,11 +235,11 @@ def route_steps(host: Host, family: str, seen: list[dict[str, Any]]) -> list[str
     return steps
 
 
-def is_ours(shown: dict[str, Any]) -> bool:
+def is_ours(shown: Shown) -> bool:
     return str(shown.get("protocol")) == OURS
 
 
-def where(shown: dict[str, Any], family: str) -> tuple[int, str]:
+def where(shown: Shown, family: str) -> tuple[int, str]:
     table = shown.get("table", "main")
     default = "::/0" if family == INET6 else "0.0.0.0/0"
     destination = default if shown["dst"] == "default" else shown["dst"]
@@ -249,7 +248,7 @@ def where(shown: dict[str, Any], family: str) -> tuple[int, str]:
     return MAIN if table == "main" else int(table), destination
 
 
-def target(shown: dict[str, Any]) -> Target:
+def target(shown: Shown) -> Target:
     kind = shown.get("type", "unicast")
     hops = [(h.get("gateway", ""), h.get("dev", "")) for h in shown.get("nexthops", [shown])]
     size = shown["metrics"][0].get("mtu", 0) if shown.get("metrics") else 0
@@ -282,21 +281,21 @@ def way(host: Host, route: Route) -> tuple[str, tuple[tuple[str, str], ...]]:
     off = not interface or not interface.up or (route.family == INET6 and interface.disabled)
     if route.reject or off or not interface:
         return "unreachable", ()
-    # A point-to-point link needs no gateway, and Linux takes none that is its own address.
-    return "unicast", (("" if interface.kind == "gif" else route.gateway, interface.name),)
+    # Into a gif goes what is routed there, whatever the gateway; Linux takes only a peer for one.
+    peers = [a.peer for a in interface.addresses]
+    any_gateway = interface.kind != "gif" or route.gateway in peers
+    return "unicast", ((route.gateway if any_gateway else "", interface.name),)
 
 
-def rule_steps(host: Host) -> list[str]:
-    """What comes in on an interface of another FIB is routed by that FIB's table."""
-    steps = []
-    for family, option in ((INET, "-4"), (INET6, "-6")):
+def follow_fibs(host: Host) -> None:
+    """What comes in on an interface of another FIB is routed by that FIB's table.
+
+    Unlike on FreeBSD, what that table does not know is then routed by FIB 0.
+    """
+    wanted = {i.name: FIRST_FIB_TABLE + i.fib for i in host.interfaces.values() if i.fib}
+    for option in ("-4", "-6"):
         present = {str(r["iif"]): int(r["table"]) for r in listed(option, "rule") if "iif" in r}
-        wanted = {i.name: FIRST_FIB_TABLE + i.fib for i in host.interfaces.values() if i.fib}
-        everything = "::/0" if family == INET6 else "0.0.0.0/0"
-        for name in set(present) | set(wanted):
-            if present.get(name) == wanted.get(name):
-                continue
-            for verb, table in (("del", present.get(name)), ("add", wanted.get(name))):
-                if table:
-                    steps.append(f"rule {verb} from {everything} iif {name} lookup {table}")
-    return steps
+        gone = present.items() - wanted.items()
+        new = wanted.items() - present.items()
+        steps = [f"rule del iif {name} lookup {table}" for name, table in gone]
+        run(steps + [f"rule add iif {name} lookup {table}" for name, table in new], option)

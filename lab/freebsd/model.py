@@ -19,6 +19,7 @@ EEXIST = "File exists"
 EINVAL = "Invalid argument"
 ENAMETOOLONG = "File name too long"
 ENETUNREACH = "Network is unreachable"
+ENOTSOCK = "Socket operation on non-socket"
 ENOSPC = "No space left on device"
 EADDRNOTAVAIL = "Can't assign requested address"
 EPERM = "Operation not permitted"
@@ -146,7 +147,8 @@ class Host:
         """The flag RUNNING. For a gif: it has a pair, and the source is an address of this host."""
         if interface.kind != "gif":
             return True
-        return bool(interface.tunnel) and self.holder(interface.tunnel[1]) is not None
+        source = interface.tunnel[1] if interface.tunnel else ""
+        return self.holder(source) is not None and not source.startswith("fe80:")
 
     def matching(self, family: str, fib: int, destination: str, prefixlen: int) -> list[Route]:
         """All routes to exactly this destination: several with multipath."""

@@ -14,9 +14,13 @@ WIDTHS = {INET: (18, 18), INET6: (33, 29)}  # destination, gateway
 
 
 def main(arguments: list[str]) -> int:
-    options = dict(getopt.getopt(arguments, "rnWf:F:")[0])
+    try:
+        options = dict(getopt.getopt(arguments, "rnWf:F:")[0])
+    except getopt.GetoptError as error:
+        print(f"netstat: illegal option -- {error.opt}", file=sys.stderr)
+        return 1
     if "-r" not in options:
-        print("netstat: the lab knows -r only", file=sys.stderr)
+        print("netstat: only -r here", file=sys.stderr)
         return 1
     host = store.load()
     linux.observe(host)
@@ -40,14 +44,14 @@ def order(route: Route) -> tuple[bytes, int]:
 
 def table(host: Host, family: str, routes: list[Route], wide: bool) -> str:
     first, second = WIDTHS[family]
-    netif = 12 if host.netlink else 8
-    middle = "Flags   Nhop#    Mtu   " if wide else "Flags "
+    netif = (16 if wide else 12) if host.netlink else 8
+    middle = "Flags   Nhop#    Mtu" if wide else "Flags "
     head = f"{'Destination':<{first}s} {'Gateway':<{second}s} {middle} {'Netif':>{netif}s} Expire"
     lines = ["", f"{TITLES[family]}:", head]
     for number, route in enumerate(routes, 1):
         flags = f"{letters(route):<6s}"
         if wide:
-            flags += f" {number:6d} {mtu(host, route):6d}   "
+            flags += f" {number:6d} {mtu(host, route):6d}"
         name = route.interface or "---"
         lines.append(
             f"{destination(host, route):<{first}.{first}s} "

@@ -16,6 +16,7 @@ from . import linux, routes, show, store
 from .model import (
     BITS,
     EEXIST,
+    ENOTSOCK,
     EPERM,
     ESRCH,
     INET,
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
 class Command:
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.quiet = self.numeric = self.dry = False
+        self.quiet = self.numeric = self.dry = self.test = False
         self.verb = ""
         # What the words say.
         self.family = ""
@@ -107,8 +108,9 @@ class Command:
                 raise Wrong(1, "Jail not found")
             self.quiet |= letter == "-q"
             self.numeric |= letter == "-n"
-            # -d is to change nothing, and does so no longer since 14.
+            # -d and -t are to change nothing, and since 14 no longer keep to it.
             self.dry |= letter == "-d" and not self.host.netlink
+            self.test |= letter == "-t" and not self.host.netlink
             self.family = {"-4": INET, "-6": INET6}.get(letter, self.family)
         return words
 
@@ -202,6 +204,9 @@ class Command:
         said = f"{self.verb} {self.kind} {self.positional[0]}"
         if len(self.positional) > 1:
             said += f": gateway {self.positional[1]}"
+        if self.test:
+            self.say(f"{said} fib 0: {ENOTSOCK}")
+            raise Wrong(1, f"fib number 0 is ignored: {ENOTSOCK}")
         try:
             if self.host.jail == "plain":
                 raise Refused(EPERM)

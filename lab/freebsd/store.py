@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from .model import Address, Host, Interface, Route
@@ -40,8 +39,8 @@ def load() -> Host:
     try:
         kept = json.loads((HERE / "state.json").read_text())
     except FileNotFoundError:
-        # Eight random octets, as if hashed from a host's name and uuid.
-        host.hostid = os.urandom(8).hex(":", 2)
+        # As if hashed from the host's name and uuid.
+        host.hostid = word("hostid", os.urandom(8).hex(":", 2))
         return host
     host.hostid, host.sysctl = kept["hostid"], kept["sysctl"]
     host.routes = [Route(**r) for r in kept["routes"]]
@@ -60,7 +59,7 @@ def save(host: Host) -> None:
             address.state = ""
     host.routes = [r for r in host.routes if not r.learned]
     new = HERE / "state.json.new"
-    new.write_text(json.dumps(asdict(host), indent=1))
+    new.write_text(json.dumps(vars(host), default=vars, indent=1))
     new.replace(HERE / "state.json")
 
 

@@ -46,6 +46,12 @@ DEFAULTS = {
     "net.route.hash_outbound": 0,
     "net.route.multipath": 1,
 }
+SINCE_14 = (
+    "net.inet6.ip6.use_stableaddr",
+    "net.inet6.ip6.temp_max_desync_factor",
+    "net.inet6.ip6.log_cannot_forward",
+)
+BEFORE_14 = {"net.inet6.ip6.tempvltime": 604800}
 READ_ONLY = ("security.jail.", "net.link.gif.")
 
 
@@ -56,7 +62,7 @@ def main(arguments: list[str]) -> int:
     status = 0
     for word in arguments[bare:]:
         name, sets, value = word.partition("=")
-        known = [n for n in DEFAULTS if n == name or n.startswith(f"{name}.")]
+        known = [n for n in names(host) if n == name or n.startswith(f"{name}.")]
         if not known:
             print(f"sysctl: unknown oid '{name}'", file=sys.stderr)
             status = 1
@@ -68,12 +74,17 @@ def main(arguments: list[str]) -> int:
     return status
 
 
+def names(host: Host) -> list[str]:
+    return [n for n in DEFAULTS if host.netlink or n not in SINCE_14]
+
+
 def current(host: Host, name: str) -> int:
     if name == "security.jail.jailed":
         return int(bool(host.jail))
     if name == "security.jail.vnet":
         return int(host.jail == "vnet")
-    return host.sysctl.get(name, DEFAULTS[name])
+    default = DEFAULTS[name] if host.netlink else BEFORE_14.get(name, DEFAULTS[name])
+    return host.sysctl.get(name, default)
 
 
 def change(host: Host, name: str, value: str, bare: bool) -> int:
