@@ -1,0 +1,553 @@
+"""The lab's commands against recordings of the real ones: word for word, line by line.
+
+``tests/freebsd/RELEASE/*.txt`` were recorded on FreeBSD: ``# command``, what it printed, standard
+error marked ``2> ``, ``[exit N]``. Here the same command lines are played, in their order, on a
+host of the lab that is set up as the recorded machine was, and every answer is compared.
+
+Where the lab knowingly says something else, ``EXCEPTIONS`` says so line by line, and a line that
+needs no exception any more is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.host import Host
+from lab.internet import CLIENT4, FAR6, SERVER4, Internet
+from lab.snapshot import difference as difference_of
+
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
+
+RECORDINGS = Path(__file__).parent / "freebsd"
+FILES = [
+    "01-gif-lifecycle",
+    "02-inet6-addresses",
+    "02b-eui64",
+    "03-route",
+    "03b-route-multipath",
+    "12-delegated-prefix-on-lan",
+    "20-probes",
+    "21-probes",
+    "22-probes",
+]
+# Only there something happens while the recorded command sleeps.
+REAL_SLEEP = ["02b-eui64"]
+# The interface identifier of gifs on the recorded machines.
+HOSTIDS = {"15.1": "5421:59e4:dad1:1a39", "13.2": "ecf7:503f:4caa:5e62"}
+
+KERNEL = "The messages of the kernel and the list of its modules are FreeBSD's."
+NO_PING = "ping(8) is Linux's here: it does not speak FreeBSD."
+NDP = "No ndp(8): the client does not call it."
+SETFIB = "No setfib(1): the client does not call it."
+COUNTERS = "netstat(1) without -r: the client does not look at counters."
+LIBXO = "No --libxo: the client reads text."
+MONITOR = "No route(8) monitor: nothing in the lab needs it."
+SERVICE = "No rc(8) and no jail(8)."
+RTSOL = "No rtsol(8) yet."
+NGCTL = "No ngctl(8) yet."
+
+# File and number of the line, how the line begins, and why it is let go. A line is only for one
+# release when that stands before it. It is played all the same: later lines build on it.
+EXCEPTIONS = {
+    "01-gif-lifecycle:1 uname -r": KERNEL,
+    "01-gif-lifecycle:186 dmesg": KERNEL,
+    "02-inet6-addresses:107 ndp -i gif0": NDP,
+    "02-inet6-addresses:108 ndp -i gif0 accept_rtadv": NDP,
+    "02-inet6-addresses:109 ndp -i gif99": NDP,
+    "02b-eui64:33 ifconfig vtnet0 inet6 fd99::1/64 alias": KERNEL,
+    "03-route:48 ping6": NO_PING,
+    "03-route:49 netstat -I": COUNTERS,
+    "03-route:119 ping6": NO_PING,
+    "03-route:120 ping6": NO_PING,
+    "03-route:121 ping6": NO_PING,
+    "03-route:129 setfib": SETFIB,
+    "03-route:133 setfib": SETFIB,
+    "03-route:138 setfib": SETFIB,
+    "03-route:140 netstat -rn -f inet6 --libxo": LIBXO,
+    "03-route:141 netstat -rn -f inet6 --libxo": LIBXO,
+    "03-route:142 netstat --libxo": LIBXO,
+    "03-route:143 netstat -in --libxo": LIBXO,
+    "13.2 03-route:146 route -n -v add": "route -v does not print its message to the kernel.",
+    "03-route:161 dmesg": KERNEL,
+    "03b-route-multipath:52 route delete -inet6 default; ifconfig gif0 destroy": NO_PING,
+    "03b-route-multipath:53 ifconfig gif0 inet6 2001:db8:0:1::2": NO_PING,
+    "12-delegated-prefix-on-lan:26 ping6": NO_PING,
+    "12-delegated-prefix-on-lan:55 (route -n monitor": MONITOR,
+    "12-delegated-prefix-on-lan:56 python3": MONITOR,
+    "20-probes:47 route -n add -inet6 2001:db8:3c3::/48": LIBXO,
+    "20-probes:61 (route -n monitor": MONITOR,
+    '20-probes:62 su -m nobody -c "timeout 2 route -n monitor': MONITOR,
+    "20-probes:99 su -m nobody -c 'ngctl": NGCTL,
+    "20-probes:101 su -m nobody -c 'rtsol": RTSOL,
+    "20-probes:102 su -m nobody -c 'ndp": NDP,
+    "20-probes:103 ndp": NDP,
+    "20-probes:104 ndp": NDP,
+    "20-probes:105 ndp": NDP,
+    "20-probes:106 ndp": NDP,
+    "20-probes:107 ndp": NDP,
+    "20-probes:108 ndp": NDP,
+    "20-probes:109 ndp": NDP,
+    "20-probes:110 ndp": NDP,
+    "20-probes:111 ls -la /sbin/ping": NO_PING,
+    "20-probes:112 ping6": NO_PING,
+    "20-probes:113 ping": NO_PING,
+    "20-probes:114 ping6": NO_PING,
+    "20-probes:115 ping": NO_PING,
+    "20-probes:116 ping6": NO_PING,
+    "20-probes:117 ping6": NO_PING,
+    "20-probes:120 kldload": KERNEL,
+    "20-probes:121 kldload": KERNEL,
+    "20-probes:122 kldstat": KERNEL,
+    "20-probes:123 kldstat": KERNEL,
+    "20-probes:124 service": SERVICE,
+    "20-probes:125 jls": SERVICE,
+    "20-probes:126 jexec": SERVICE,
+    "15.1 20-probes:128 sysctl": "net.netlink is not known: nothing depends on it.",
+    "21-probes:10 ping6": NO_PING,
+    "21-probes:11 ifconfig gif0 down; ifconfig gif0 up; python3": "The ports are random.",
+    "21-probes:36 rtsol": RTSOL,
+    "21-probes:37 rtsol": RTSOL,
+    "21-probes:38 ifconfig gif2 create; rtsol": RTSOL,
+    "21-probes:39 timeout -s TERM 3 rtsol": RTSOL,
+    "21-probes:40 jail": SERVICE,
+    "21-probes:41 jail": SERVICE,
+    "21-probes:42 ngctl": NGCTL,
+}
+
+
+@dataclass
+class Answer:
+    """What a command printed, and its exit status."""
+
+    out: str
+    err: str
+    status: int
+
+
+@dataclass
+class Line:
+    """A recorded command line."""
+
+    name: str  # file:number command
+    command: str
+    answer: Answer
+
+
+def parse(file: Path) -> list[Line]:
+    """The command lines of a recording, and what the real commands said."""
+    lines: list[Line] = []
+    open_line = False
+    for text in file.read_text().splitlines():
+        if not open_line and text.startswith("# "):
+            command = text[2:]
+            name = f"{file.stem}:{len(lines) + 1} {command}"
+            lines.append(Line(name, command, Answer("", "", 0)))
+            open_line = True
+        elif not open_line:
+            continue  # a heading, or the log of the far end
+        elif text.startswith("2> "):
+            lines[-1].answer.err += text[3:] + "\n"
+        elif match := re.fullmatch(r"\[exit (\d+)\].*", text):
+            lines[-1].answer.status = int(match.group(1))
+            open_line = False
+        else:
+            lines[-1].answer.out += text + "\n"
+    return lines
+
+
+# --- what varies from one machine to another ------------------------------------------------
+
+ETHER = re.compile(r"\b(ether|hwaddr) (?!52:54:00:99:00:02)[0-9a-f:]{17}")
+# An interface identifier made of a random hardware address; not that of vtnet0.
+EUI64 = re.compile(r"(?<=:)(?!5054:ff:fe99:2)[0-9a-f]{1,4}:[0-9a-f]{0,2}ff:fe[0-9a-f]{2}:[0-9a-f]+")
+NEXTHOP = re.compile(r"^(\S+ +\S+ +[A-Z0-9]+) +\d+ ( *\d+ +\S+)$", re.M)
+
+
+def settled(text: str) -> str:
+    """The text without what is different each time: random addresses and what takes a second."""
+    lines = []
+    for line in text.splitlines():
+        line = ETHER.sub(r"\1 RANDOM", line.replace(" tentative", ""))
+        if EUI64.search(line):
+            line = re.sub(" +", " ", EUI64.sub("RANDOM", line))  # the columns move with it
+        lines.append(NEXTHOP.sub(r"\1 N \2", line.rstrip()))
+    return "\n".join(lines)
+
+
+# --- the machine ----------------------------------------------------------------------------
+
+ETC = {
+    "hosts": "::1 localhost\n127.0.0.1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "resolv.conf": "",
+}
+SHIMS = {
+    "su": 'exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "$4"',
+    # Excepted anyway, and -t is the time to live to Linux: nothing is worth waiting for.
+    "ping": "exit 1",
+    "ping6": "exit 1",
+    "sleep": ":",
+}
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    for name, text in ETC.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def shims(tmp_path: Path) -> Path:
+    """Commands of the recorded machine that Linux has, but different."""
+    directory = tmp_path / "shims"
+    directory.mkdir()
+    for name, text in SHIMS.items():
+        (directory / name).write_text(f"#!/bin/sh\n{text}\n")
+        (directory / name).chmod(0o755)
+    return directory
+
+
+@pytest.fixture
+def far(etc: Path, enclosed: None) -> Iterator[Host]:
+    host = Host("far", etc)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def machine(etc: Path, far: Host, release: str) -> Iterator[Host]:
+    """As recorded: vtnet0 10.99.0.2/24 fd99::2/64; at the far end 10.99.0.1 and fd99::1."""
+    host = Host("machine", etc, release)
+    host.write("/run/freebsd/hostid", HOSTIDS[release], 0o644)
+    # Duplicate address detection is part of what was recorded.
+    host.run(["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/accept_dad"])
+    wire = f"link add vtnet0 netns {host.pid} address 52:54:00:99:00:02 type veth"
+    subprocess.run(["ip", *f"{wire} peer eth0 netns {far.pid}".split()], check=True)
+    far.run(["ip", "link", "set", "eth0", "up"])
+    far.run(["ip", "address", "add", "10.99.0.1/24", "dev", "eth0"])
+    far.run(["ip", "address", "add", "fd99::1/64", "dev", "eth0"])
+    host.run(["ifconfig", "vtnet0", "inet", "10.99.0.2/24"])
+    host.run(["ifconfig", "vtnet0", "inet6", "-ifdisabled"])
+    host.run(["ifconfig", "vtnet0", "inet6", "fd99::2/64"])
+    yield host
+    host.close()
+
+
+# --- playing --------------------------------------------------------------------------------
+
+
+def play(host: Host, line: Line, prelude: str) -> Answer:
+    done = host.run(["sh", "-c", f"{prelude}\n{line.command}"], check=False, timeout=60)
+    return Answer(done.stdout, done.stderr, done.returncode)
+
+
+def refusals(host: Host) -> str:
+    """What Linux would not do of what the commands wanted."""
+    return host.run(["cat", "/run/freebsd/refused"], check=False).stdout
+
+
+def excepted(release: str, line: Line) -> bool:
+    names = (line.name, f"{release} {line.name}")
+    return any(name.startswith(beginning) for beginning in EXCEPTIONS for name in names)
+
+
+def difference(line: Line, answer: Answer) -> str:
+    """In what the answer is not the recorded one; empty: in nothing."""
+    parts = []
+    for what, recorded, now in (
+        ("out", line.answer.out, answer.out),
+        ("err", line.answer.err, answer.err),
+    ):
+        if settled(recorded) != settled(now):
+            parts.append(f"{what} recorded:\n{settled(recorded)}\n{what} here:\n{settled(now)}")
+    if line.answer.status != answer.status:
+        parts.append(f"exit recorded: {line.answer.status}, here: {answer.status}")
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_lab_says_what_freebsd_said(
+    machine: Host, release: str, shims: Path, file: str
+) -> None:
+    if file in REAL_SLEEP:
+        (shims / "sleep").unlink()
+    wrong, stale = [], []
+    for line in parse(RECORDINGS / release / f"{file}.txt"):
+        differs = difference(line, play(machine, line, f"PATH={shims}:$PATH"))
+        if differs and not excepted(release, line):
+            wrong.append(f"{release} {line.name}\n{differs}")
+        elif excepted(release, line) and not differs:
+            stale.append(f"{release} {line.name}")
+    report = "\n\n".join(wrong)
+    assert not wrong, f"{len(wrong)} answers differ:\n{report}"
+    assert not stale, f"no exception is needed: {stale}"
+    assert refusals(machine) == ""
+
+
+@pytest.mark.parametrize("beginning", EXCEPTIONS)
+def test_an_exception_is_for_a_recorded_line(beginning: str) -> None:
+    words = beginning.split()
+    releases = [words.pop(0)] if words[0] in HOSTIDS else list(HOSTIDS)
+    file = words[0].partition(":")[0]
+    for release in releases:
+        lines = parse(RECORDINGS / release / f"{file}.txt")
+        assert any(line.name.startswith(" ".join(words)) for line in lines)
+
+
+# --- what is said is done -------------------------------------------------------------------
+
+CLIENT6, SERVER6 = "2001:db8:1::2", "2001:db8:1::1"
+DELEGATED = "2001:db8:3c3::"
+PING = ["ping", "-6", "-n", "-c", "1", "-W", "1"]
+
+
+def sh(host: Host, script: str) -> str:
+    return host.run(["sh", "-ec", script]).stdout
+
+
+@pytest.fixture
+def wired(net: Internet) -> Iterator[Internet]:
+    """An internet in which Linux has done all that the commands said was done."""
+    yield net
+    for host in (net.client, net.server):
+        assert refusals(host) == ""
+
+
+@pytest.fixture
+def tunnel(wired: Internet) -> Internet:
+    """A gif at both ends, and the client's way to everything through it."""
+    sh(
+        wired.server,
+        f"""ifconfig gif0 create tunnel {SERVER4} {CLIENT4}
+        ifconfig gif0 inet6 {SERVER6} {CLIENT6} prefixlen 128""",
+    )
+    sh(
+        wired.client,
+        f"""ifconfig gif0 create tunnel {CLIENT4} {SERVER4} mtu 1400
+        ifconfig gif0 inet6 {CLIENT6} {SERVER6} prefixlen 128
+        route -n add -inet6 default -interface gif0""",
+    )
+    return wired
+
+
+def relays(host: Host) -> list[int]:
+    return [pid for pid, words in host.processes().items() if "gif_relay" in words]
+
+
+def until(what: Callable[[], object]) -> None:
+    limit = time.monotonic() + 5
+    while not what():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def test_packets_go_through_a_gif(tunnel: Internet) -> None:
+    with tunnel.router.capture("eth0", "ip proto 41") as capture:
+        tunnel.client.run([*PING, "-Q", "0xb8", FAR6])
+        sent = next(p for p in capture.wait(2) if p.src == CLIENT4 and "echo request" in p.text)
+    assert (sent.dst, sent.proto, sent.ttl, sent.df) == (SERVER4, 41, 30, False)
+    assert "tos 0xb8" in sent.text
+
+
+def test_nothing_passes_a_gif_that_is_down(tunnel: Internet) -> None:
+    tunnel.client.run([*PING, SERVER6])
+    sh(tunnel.client, "ifconfig gif0 down")
+    with tunnel.router.capture("eth0", f"ip proto 41 and src {CLIENT4}") as capture:
+        assert tunnel.client.run([*PING, SERVER6], check=False).returncode != 0
+        assert tunnel.server.run([*PING, CLIENT6], check=False).returncode != 0
+        assert capture.packets == []
+    sh(tunnel.client, "ifconfig gif0 up")
+    tunnel.client.run([*PING, FAR6])
+
+
+def test_packets_from_another_source_are_dropped(tunnel: Internet) -> None:
+    sh(tunnel.client, f"ifconfig gif0 tunnel {CLIENT4} 192.0.2.99")
+    with tunnel.router.capture("eth0", "ip proto 41") as capture:
+        assert tunnel.server.run([*PING, CLIENT6], check=False).returncode != 0
+        assert capture.wait(1)
+        assert not [packet for packet in capture.packets if packet.src == CLIENT4]
+
+
+def test_a_packet_larger_than_the_wire_is_fragmented_outside(tunnel: Internet) -> None:
+    for host in (tunnel.client, tunnel.server):
+        sh(host, "ifconfig gif0 mtu 1500")
+    with tunnel.router.capture("eth0", f"ip proto 41 and src {CLIENT4}") as capture:
+        tunnel.client.run([*PING, "-s", "1452", "-M", "do", SERVER6])
+        assert [p.length for p in capture.wait(2)][:2] == [1480, 20]
+
+
+def test_the_relay_lives_as_long_as_the_pair(tunnel: Internet) -> None:
+    client = tunnel.client
+    (first,) = relays(client)
+    sh(client, f"ifconfig gif0 tunnel {CLIENT4} {SERVER4}")
+    assert relays(client) == [first]
+    sh(client, f"ifconfig gif0 tunnel {CLIENT4} 192.0.2.99")
+    until(lambda: len(relays(client)) == 1 and relays(client) != [first])
+    sh(client, "ifconfig gif0 deletetunnel")
+    until(lambda: not relays(client))
+    # Without its source address a gif cannot send. With it, it can again.
+    sh(client, f"ifconfig gif0 tunnel {CLIENT4} {SERVER4}; ifconfig em0 inet {CLIENT4} -alias")
+    until(lambda: not relays(client))
+    assert "RUNNING" not in sh(client, "ifconfig gif0").splitlines()[0]
+    sh(client, f"ifconfig em0 inet {CLIENT4}/24; route -n add default 203.0.113.1 || true")
+    assert "RUNNING" in sh(client, "ifconfig gif0").splitlines()[0]
+    client.run([*PING, FAR6])
+    (last,) = relays(client)
+    assert Path(f"/proc/{last}/stat").read_text().split()[5] == str(last), "not its own session"
+    opened = {os.readlink(fd) for fd in Path(f"/proc/{last}/fd").iterdir()}
+    assert {name.partition(":")[0] for name in opened} == {"/dev/null", "/dev/net/tun", "socket"}
+    sh(client, "ifconfig gif0 destroy")
+    until(lambda: not relays(client))
+    assert "gif0" not in sh(client, "ip -br link")
+
+
+def test_a_relay_ends_with_its_device(tunnel: Internet) -> None:
+    sh(tunnel.client, "ip link del gif0")
+    until(lambda: not relays(tunnel.client))
+    assert "gif0" not in sh(tunnel.client, "ifconfig -l; netstat -rn")
+
+
+def test_what_is_undone_leaves_no_trace(wired: Internet) -> None:
+    before = wired.client.snapshot()
+    sh(
+        wired.client,
+        f"""ifconfig gif create tunnel {CLIENT4} {SERVER4} mtu 1400 group dtcpc description "a b"
+        ifconfig gif0 inet6 {CLIENT6} {SERVER6} prefixlen 128 alias
+        route -n add -inet6 default -interface gif0
+        route -n add -inet6 {DELEGATED}/48 ::1 -reject
+        ifconfig em0 inet6 {DELEGATED}1 prefixlen 64 alias""",
+    )
+    assert difference_of(before, wired.client.snapshot())
+    sh(
+        wired.client,
+        f"""ifconfig em0 inet6 {DELEGATED}1 -alias
+        ifconfig em0 inet6 ifdisabled
+        ifconfig em0 inet6 $(ifconfig em0 | awk '/inet6 fe80/{{print $2}}') -alias
+        route -n delete -inet6 {DELEGATED}/48 ::1
+        route -n delete -inet6 default -interface gif0
+        ifconfig gif0 destroy""",
+    )
+    until(lambda: not relays(wired.client))
+    assert difference_of(before, wired.client.snapshot()) == []
+
+
+@pytest.mark.parametrize(("kind", "answers"), [("reject", True), ("blackhole", False)])
+def test_a_barrier_answers_or_does_not(wired: Internet, kind: str, answers: bool) -> None:
+    sh(wired.server, f"route -n add -inet6 {DELEGATED}/48 ::1 -{kind}")
+    with wired.far.capture("eth0", "icmp6 and ip6[40] = 1") as unreachable:
+        assert wired.far.run([*PING, f"{DELEGATED}7"], check=False).returncode != 0
+        assert bool(unreachable.packets) == answers
+
+
+def test_an_interface_is_routed_by_its_own_fib(tunnel: Internet) -> None:
+    sh(
+        tunnel.server,
+        f"""sysctl net.fibs=2
+        route -n add -inet6 {DELEGATED}/48 ::1 -reject
+        route -n add -inet6 {DELEGATED}/48 -interface gif0 -fib 1
+        ifconfig em1 fib 1""",
+    )
+    with tunnel.client.capture("gif0", f"dst {DELEGATED}7") as capture:
+        tunnel.far.run([*PING, f"{DELEGATED}7"], check=False)
+        assert capture.wait(1)
+
+
+ADVERTISE = """
+import socket, struct
+prefix = socket.inet_pton(socket.AF_INET6, "2001:db8:4:1::")
+option = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 3600, 1800, 0) + prefix
+message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + option
+out = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+out.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+out.sendto(message, ("ff02::1%eth0", 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("forwarding", "rfc6204w3", "router"), [(0, 0, True), (1, 0, False), (1, 1, True)]
+)
+def test_advertisements_are_taken_as_freebsd_takes_them(
+    wired: Internet, release: str, forwarding: int, rfc6204w3: int, router: bool
+) -> None:
+    sh(wired.server, f"sysctl net.inet6.ip6.forwarding={forwarding}")
+    sh(wired.server, f"sysctl net.inet6.ip6.rfc6204w3={rfc6204w3}")
+    sh(wired.server, "ifconfig em1 inet6 accept_rtadv")
+    wired.far.run(["python3", "-c", ADVERTISE])
+    until(lambda: "autoconf" in sh(wired.server, "ifconfig em1"))
+    shown = sh(wired.server, "ifconfig em1 inet6")
+    lifetimes = " pltime 1800 vltime 3600" if release == "15.1" else ""
+    assert re.search(rf"inet6 2001:db8:4:1:\S+ prefixlen 64 autoconf{lifetimes}\n", shown)
+    found = sh(wired.server, "netstat -rn -f inet6")
+    assert re.search(r"^2001:db8:4:1::/64 +link#\d+ +U +em1$", found, re.M)
+    assert bool(re.search(r"^default +fe80::\S+%em1 +UG +em1$", found, re.M)) == router
+    if router:
+        sh(wired.server, "route -n delete -inet6 default")
+        assert "default" not in sh(wired.server, "netstat -rn -f inet6")
+
+
+def test_a_static_default_route_keeps_an_advertised_one_out(wired: Internet) -> None:
+    sh(wired.server, "sysctl net.inet6.ip6.forwarding=0; ifconfig em1 inet6 accept_rtadv")
+    sh(wired.server, "route -n add -inet6 default ::1 -reject")
+    wired.far.run(["python3", "-c", ADVERTISE])
+    until(lambda: "autoconf" in sh(wired.server, "ifconfig em1"))
+    assert "UG " not in sh(wired.server, "netstat -rn -f inet6")
+    sh(wired.server, "route -n delete -inet6 default")
+    wired.far.run(["python3", "-c", ADVERTISE])
+    until(lambda: "UG " in sh(wired.server, "netstat -rn -f inet6"))
+
+
+def test_a_plain_jail_may_look_only(wired: Internet, release: str) -> None:
+    wired.client.write("/run/freebsd/jail", "plain\n", 0o644)
+    before = wired.client.read("/run/freebsd/state.json")
+    asked = {
+        "ifconfig gif create": "ifconfig: socket(family 2,SOCK_DGRAM): Protocol not supported\n",
+        "route -n add -inet6 default -interface lo0": (
+            "route: message indicates error: Operation not permitted\n"
+            if release == "15.1"
+            else "route: writing to routing socket: Operation not permitted\n"
+        ),
+        "sysctl net.inet6.ip6.forwarding=1": (
+            "sysctl: net.inet6.ip6.forwarding=1: Operation not permitted\n"
+        ),
+    }
+    for command, error in asked.items():
+        done = wired.client.run(command.split(), check=False)
+        assert (done.returncode, done.stderr) == (1, error)
+    looked = sh(wired.client, "sysctl security.jail.jailed security.jail.vnet; netstat -rn")
+    assert looked == "security.jail.jailed: 1\nsecurity.jail.vnet: 0\nRouting tables\n"
+    assert wired.client.read("/run/freebsd/state.json") == before
+
+
+def test_commands_go_wrong_on_purpose(wired: Internet) -> None:
+    rules = [
+        {"command": "ifconfig", "match": ["create"], "nth": 2, "do": "exit1"},
+        {"command": "ifconfig", "match": ["tunnel"], "do": "error-exit0"},
+        {"command": "route", "do": "garbage"},
+        {"command": "sysctl", "do": "hang"},
+    ]
+    wired.client.write("/run/freebsd/faults", json.dumps(rules), 0o644)
+
+    def run(command: str) -> tuple[int, str, bool]:
+        done = wired.client.run(command.split(), check=False)
+        return done.returncode, done.stdout, bool(done.stderr)
+
+    assert run("ifconfig gif create") == (0, "gif0\n", False)
+    assert run("ifconfig gif create") == (1, "", True)
+    assert run("ifconfig gif create") == (0, "gif1\n", False)
+    assert run(f"ifconfig gif0 tunnel {CLIENT4} {SERVER4}") == (0, "", True)
+    assert "tunnel" not in sh(wired.client, "ifconfig gif0")
+    # These bytes are no text in any encoding a program might expect.
+    assert "377 376" in sh(wired.client, "route -n get default | od -An -c")
+    with pytest.raises(subprocess.TimeoutExpired):
+        wired.client.run(["sysctl", "net.fibs"], timeout=0.5)
+    assert run("sysctl net.fibs") == (0, "net.fibs: 1\n", False)
