@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import sys
@@ -29,25 +30,33 @@ def read_private(path: str) -> str:
         raise PasswordError(
             f"{path}: {'is a symbolic link' if is_link else error.strerror}"
         ) from None
-    with os.fdopen(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise PasswordError(f"{path}: not a regular file")
-        if info.st_uid not in (0, os.geteuid()):
-            raise PasswordError(f"{path}: belongs to somebody else; chown root {path}")
-        if info.st_mode & 0o077:
-            whom = "readable" if info.st_mode & 0o044 else "accessible"
-            raise PasswordError(f"{path}: {whom} by others; chmod 600 {path}")
-        directory = os.path.dirname(os.path.abspath(path))
-        mode = os.stat(directory).st_mode
-        if mode & 0o022 and not mode & stat.S_ISVTX:
-            raise PasswordError(f"{directory}: writable by others; chmod go-w {directory}")
-        data = file.read(LARGEST + 1)
+    try:
+        _check(path, os.fstat(fd))
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise PasswordError(f"{path}: {error.strerror}") from None
+    finally:
+        os.close(fd)
     if len(data) > LARGEST:
         raise PasswordError(f"{path}: too large for a password file")
     if data.startswith(b"\xef\xbb\xbf"):
         raise PasswordError(f"{path}: begins with a byte order mark; remove it")
     return data.decode("utf-8", "surrogateescape")
+
+
+def _check(path: str, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise PasswordError(f"{path}: not a regular file")
+    if info.st_uid not in (0, os.geteuid()):
+        raise PasswordError(f"{path}: belongs to somebody else; chown root {path}")
+    if info.st_mode & 0o077:
+        whom = "readable" if info.st_mode & 0o044 else "accessible"
+        raise PasswordError(f"{path}: {whom} by others; chmod 600 {path}")
+    directory = os.path.dirname(os.path.abspath(path))
+    mode = os.stat(directory).st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise PasswordError(f"{directory}: writable by others; chmod go-w {directory}")
 
 
 def from_file(path: str, server: str, user: str) -> str | None:
@@ -85,20 +94,31 @@ def from_terminal(prompt: str) -> str:
             "no password: not in the password file, and no terminal to ask"
         ) from None
     with os.fdopen(terminal, "r+b", buffering=0) as tty:
-        before = termios.tcgetattr(tty)
-        silent = list(before)
-        silent[3] &= ~termios.ECHO
         try:
-            termios.tcsetattr(tty, termios.TCSAFLUSH, silent)
-            tty.write(prompt.encode())
-            line = bytearray()
-            while not line.endswith(b"\n") and (part := tty.read(1024)):
-                line += part
-        finally:
-            termios.tcsetattr(tty, termios.TCSAFLUSH, before)
-            with contextlib.suppress(OSError):
-                tty.write(b"\n")
+            line = _ask(tty, prompt)
+        except (OSError, termios.error):
+            raise PasswordError("no password: the terminal cannot be read") from None
     password = line.rstrip(b"\n").decode(sys.getfilesystemencoding(), "surrogateescape")
     if not password:
         raise PasswordError("no password given")
     return password
+
+
+def _ask(tty: io.FileIO, prompt: str) -> bytes:
+    import termios
+
+    before = termios.tcgetattr(tty)
+    silent = list(before)
+    silent[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(tty, termios.TCSAFLUSH, silent)
+        tty.write(prompt.encode())
+        line = b""
+        while not line.endswith(b"\n") and (part := tty.read(1024)):
+            line += part
+        return line
+    finally:
+        # A terminal that has hung up cannot be put back, and need not be.
+        with contextlib.suppress(OSError, termios.error):
+            termios.tcsetattr(tty, termios.TCSAFLUSH, before)
+            tty.write(b"\n")
