@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -IS
 """What every name in ``bin/`` leads to: runs the module of that name."""
 
 from __future__ import annotations

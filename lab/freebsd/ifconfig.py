@@ -39,7 +39,6 @@ from .model import (
 GIF_MTU = range(1280, 8193)
 ETHER_MTU = range(72, 65536)
 NAME_MAX, DESCRIPTION_MAX = 15, 1023
-LAST_PREFIXLEN = 128
 
 ND6 = {
     "nud": PERFORMNUD,
@@ -271,8 +270,7 @@ class Command:
         self.it.fib = self.it.fib if number is None else number
 
     def tunnelfib(self) -> None:
-        number = self.routing_table("tunnelfib", "SIOCSTUNFIB")
-        self.it.tunnel_fib = self.it.tunnel_fib if number is None else number
+        self.routing_table("tunnelfib", "SIOCSTUNFIB")  # the relay asks no routing table
 
     def routing_table(self, word: str, request: str) -> int | None:
         number = self.next(word)

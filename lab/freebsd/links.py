@@ -73,7 +73,9 @@ def create(host: Host, word: str) -> Interface:
 
 
 def random_ether(end: str) -> str:
-    return ":".join(f"{octet:02x}" for octet in bytes([2]) + os.urandom(4) + bytes([ord(end)]))
+    """Without zeros, so that addresses made of it are all written alike."""
+    octets = [2, *(1 + octet % 255 for octet in os.urandom(4)), ord(end)]
+    return ":".join(f"{octet:02x}" for octet in octets)
 
 
 def destroy(host: Host, interface: Interface) -> None:

@@ -66,7 +66,8 @@ def observe(host: Host) -> None:
             links.forget(host, interface)
     for name, link in seen.items():
         if link["link_type"] == "ether" and name not in host.interfaces:
-            links.attach(host, name, "ether", ether=link["address"])
+            new = links.attach(host, name, "ether", ether=link["address"])
+            new.up, new.mtu = "UP" in link["flags"], link["mtu"]
     if "lo0" not in host.interfaces:
         links.attach_loopback(host)
     for name, link in seen.items():
@@ -74,7 +75,8 @@ def observe(host: Host) -> None:
             observe_link(host, host.interfaces[name], link)
     for route in all_routes(INET6):
         if route.get("protocol") == "ra" and route["dst"] == "default":
-            observe_router(host, route)
+            for hop in route.get("nexthops", [route]):
+                observe_router(host, hop)
 
 
 def observe_link(host: Host, interface: Interface, link: Shown) -> None:
@@ -102,10 +104,10 @@ def observe_autoconf(host: Host, interface: Interface, info: Shown) -> None:
         route.learned = True
 
 
-def observe_router(host: Host, shown: Shown) -> None:
-    interface = host.interfaces[shown["dev"]]
+def observe_router(host: Host, hop: Shown) -> None:
+    interface = host.interfaces[hop["dev"]]
     route = addresses.interface_route(interface, INET6, "::", 0, learned=True)
-    route.gateway, route.pinned = shown["gateway"], False
+    route.gateway, route.pinned = hop["gateway"], False
     host.routes.append(route)
 
 

@@ -66,7 +66,6 @@ class Interface:
     ether: str = ""
     hwaddr: str = ""  # the first one, when it was changed
     tunnel: list[str] = field(default_factory=list)  # family, source, destination
-    tunnel_fib: int = 0
     ignore_source: bool = False
     relay: list[int] = field(default_factory=list)  # process id and start time
     relay_pair: list[str] = field(default_factory=list)  # the pair it was started with
