@@ -20,8 +20,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
@@ -29,6 +30,9 @@ if os.path.isdir(_lib):  # in a checkout
 
 from dtcp import __version__, daemon, grant, password, plan, system, wire  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
+
+if TYPE_CHECKING:
+    import subprocess
 
 AUTH_FILE = "/usr/local/etc/dtcpc.auth"
 PID_FILE = "/var/run/dtcpc.pid"
@@ -39,14 +43,25 @@ OK, FAILED, USAGE, TRY_AGAIN, NOT_ALLOWED = 0, 1, 64, 75, 77
 CONNECT_TIME = 10.0  # seconds for one address of the server
 RESOLVE_TIME = 30.0
 QUIT_TIME = 2.0  # seconds that a server has for answering to our `quit`
+SCRIPT_TIME = 10.0  # seconds that the script of -s may take
+
+# Of -l, in seconds.
+LONGEST = 300.0  # wait between two attempts
+STABLE_TIME = 60.0  # up for so long, the waits begin anew
+SOON = 12.0  # after a loss, in which the waits stay at 2 s at most
+GIVE_UP_TIME = 600.0  # without a server, until what is configured is taken down
 
 
 class Failure(Exception):
-    """Why we end, in one line, and with which status."""
+    """Why we end, or begin again, in one line, and with which status."""
 
-    def __init__(self, text: str, status: int = FAILED) -> None:
+    def __init__(
+        self, text: str, status: int = FAILED, *, at_once: bool = False, asked: bool = False
+    ) -> None:
         super().__init__(text)
         self.status = status
+        self.at_once = at_once or asked  # with -l: nothing has to be waited for
+        self.asked = asked  # it is no failure: we were told to log in again
 
 
 class Stopped(Exception):
@@ -54,15 +69,6 @@ class Stopped(Exception):
 
 
 # --- the options ------------------------------------------------------------------------------
-
-
-class Delegation(NamedTuple):
-    """One part of -P: the interface, and what it gets of the delegated prefix."""
-
-    interface: str
-    sla: int
-    identifier: int | None  # the low 64 bits; None: EUI-64
-    length: int
 
 
 Value = TypeVar("Value")
@@ -137,7 +143,7 @@ def _destination(text: str) -> IPv6Network:
     return IPv6Network((_ipv6(word), 128 if length is None else length), strict=False)
 
 
-def _delegation(text: str) -> Delegation:
+def _delegation(text: str) -> plan.Delegation:
     interface, sla, identifier, length, *more = (*text.split("/"), "", "", "")
     if any(more) or not plan.NAME.fullmatch(interface):
         raise argparse.ArgumentTypeError(f"{text!a} is not interface/sla[/id[/length]]")
@@ -149,7 +155,7 @@ def _delegation(text: str) -> Delegation:
         raise argparse.ArgumentTypeError(
             f"{text!a}: the interface identifier has 64 bits, not all 0"
         )
-    return Delegation(
+    return plan.Delegation(
         interface,
         int(sla, 16),
         int(_ipv6(low)) if low else None,
@@ -231,26 +237,38 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked against each other.  Exits with USAGE and a line that says why."""
     p = parser()
     options = p.parse_args(argv)
-    for option, given in (
-        ("-b", options.udp_port),
-        ("-B", options.nat_port),
-        ("-D", options.daemon),
-        ("-F", options.fib is not None),
-        ("-l", options.loop),
-        ("-P", options.delegations),
-        ("-r solicit", options.routing == "solicit"),
-        ("-s", options.script),
-        ("-U", options.udp),
-        ("--status", options.status or options.json),
-    ):
+    for option, given in (("-b", options.udp_port), ("-B", options.nat_port), ("-U", options.udp)):
         if given:
             p.error(f"{option}: not available yet")
-    if options.server is None:
+    if options.json and not options.status:
+        p.error("--json: makes sense with --status only")
+    if options.server is None and not options.status:
         p.error("no server given")
-    if not options.advertise:
+    if options.delegations and options.type not in ("network", "tunnelroute"):
+        p.error(f"-P: type {options.type} has no delegated prefix; use -t network")
+    if not options.advertise and not options.delegations:
         p.error("-a: makes sense with -P only")
     if not options.create and options.keep:
         p.error("-c: never destroys the interface; leave out -o")
+    if options.destinations and options.routing == "solicit":
+        p.error("-R: makes sense with -r static only")
+    if options.dry_run and (options.daemon or options.loop):
+        p.error("--dry-run: ends by itself; leave out -D and -l")
+    seen = [(each.interface, each.sla) for each in options.delegations]
+    if len(set(seen)) < len(seen):
+        p.error("-P: the same SLA ID twice on the same interface")
+    for option, path in (("-s", options.script), ("--auth-file", options.auth_file)):
+        if path and "\n" in path:
+            p.error(f"{option}: {path!a} is no file name")
+    if options.script:
+        options.script = os.path.abspath(options.script)
+        if not (os.path.isfile(options.script) and os.access(options.script, os.X_OK)):
+            p.error(f"-s: {options.script}: not an executable file")
+    # A daemon's working directory is /.
+    options.pid_file = os.path.abspath(options.pid_file)
+    options.files = options.pid_file.removesuffix(".pid")
+    if options.status:
+        return options
     if options.user is None:
         try:
             options.user = _matching(wire.USER, "DTCP user name")(_login_name())
@@ -285,16 +303,19 @@ def main(argv: list[str] | None = None) -> int:
     for number in daemon.ENDING:
         signal.signal(number, _raise_stopped)
     try:
+        if options.status:
+            return show_status(options)
         if options.dry_run:
             return Client(options, log, None).dry_run()
         if os.geteuid() != 0:
             raise Failure("must be root to make a tunnel", NOT_ALLOWED)
         pid_file = daemon.PidFile(options.pid_file)
+        ledger = Ledger(options.files + ".state")
         try:
             pid_file.write()
-            ledger = Ledger(re.sub(r"(\.pid)?$", ".state", options.pid_file, count=1))
-            return Client(options, log, ledger).run()
+            return Client(options, log, ledger).run(pid_file)
         finally:
+            ledger.close()
             pid_file.remove()
     except Stopped:
         return OK
@@ -334,55 +355,91 @@ def find_password(options: argparse.Namespace) -> str:
 
 
 class Client:
-    """One tunnel, from the login to its end."""
+    """One tunnel, from the login to its end; with -l through many logins."""
 
     def __init__(self, options: argparse.Namespace, log: daemon.Log, ledger: Ledger | None) -> None:
         self._options = options
         self._log = log
         self._ledger = ledger
         self._system = system.System(log.command, ledger)
-        self._started = time.monotonic()
+        self._signals: daemon.Signals
+        self._wanted = plan.Options(
+            interface=options.interface,
+            keep=options.keep,
+            mtu=options.mtu,
+            addresses=options.addresses,
+            destinations=options.destinations,
+            fib=options.fib,
+            solicit=options.routing == "solicit",
+            delegations=options.delegations,
+            advertise=options.advertise,
+            files=options.files,
+        )
+        self._host = plan.Host()  # as it was before we did anything to it
+        self._granted: grant.Grant | None = None
+        self._connection: Connection | None = None
+        self._monitor: subprocess.Popen[bytes] | None = None
+        self._back_off = BackOff()
+        self._begun = time.monotonic()  # this attempt
+        self._lost_at: float | None = None
+        self._facts: dict[str, object] = {}
 
-    def run(self) -> int:
+    def run(self, pid_file: daemon.PidFile) -> int:
         """Bring the tunnel up, keep it, take it down.  Raises Failure, Stopped and others."""
         self._refuse_plain_jail()
         self._recover()
-        existing = self._existing()
+        self._survey()
         secret = find_password(self._options)
-        signals = daemon.Signals()
-        signals.on_stop = self._system.hurry
-        with Connection.open(self._options, secret, signals, self._log) as connection:
-            granted = self._login(connection)
-            try:
-                self._bring_up(granted, existing, signals)
-                self._keep(connection)
-            except (Stopped, system.Interrupted):
-                self._log.notice("ending as asked")
-                return self._take_down(connection)
-            except Failure as failure:
-                self._log.error(str(failure))
-                self._take_down(connection)
-                return failure.status
+        if self._options.daemon:
+            daemon.detach()
+            self._log.to_syslog()
+            pid_file.write()
+        self._signals = daemon.Signals()
+        self._signals.on_stop = self._system.hurry
+        self._tell(
+            state="connecting",
+            pid=os.getpid(),
+            server=self._options.server,
+            user=self._options.user,
+            type=self._options.type,
+            mtu=self._options.mtu,
+            reconnects=0,
+        )
+        try:
+            while True:
+                try:
+                    self._one_login(secret)
+                except Failure as failure:
+                    self._rest(self._delay_after(failure))
+        except (Stopped, system.Interrupted):
+            self._log.notice("ending as asked")
+            return self._end()
+        except Failure as failure:
+            self._log.error(str(failure))
+            self._end()
+            return failure.status
 
     def dry_run(self) -> int:
         """Log in, print what would be done, and log out."""
-        existing = self._existing()
+        self._survey()
         secret = find_password(self._options)
-        with Connection.open(self._options, secret, daemon.Signals(), self._log) as connection:
-            steps = self._plan(self._login(connection), existing)
+        self._signals = daemon.Signals()
+        with Connection.open(self._options, secret, self._signals, self._log) as connection:
+            steps = self._plan(self._login(connection))
             connection.quit()
             connection.wait_for_end()
+        existing = self._host.existing
         print("\n".join(plan.script(steps, existing.name if existing else None)))
         return OK
 
+    # --- before the first login ---------------------------------------------------------------
+
     def _refuse_plain_jail(self) -> None:
         try:
-            answer = self._system.run(
-                ("sysctl", "-n", "security.jail.jailed", "security.jail.vnet")
-            )
+            answer = self._system.setting("security.jail.jailed", "security.jail.vnet")
         except system.CommandFailed:
             return  # no FreeBSD, then; what follows will tell
-        if answer.split() == ["1", "0"]:
+        if answer == ["1", "0"]:
             raise Failure(
                 "this jail has no network stack of its own, so no tunnel can be made in it;"
                 " give it one (vnet in jail.conf), or run dtcpc on the host",
@@ -391,13 +448,39 @@ class Client:
 
     def _recover(self) -> None:
         """Undo what an instance that was killed has left."""
-        left = self._ledger.read() if self._ledger else None
+        left = self._ledger.left() if self._ledger else None
         if left is None:
             return
         self._log.notice(f"undoing what a killed dtcpc has left ({left.tunnel or left.mark})")
         failures = self._system.undo_left(left)
         if failures:
             raise Failure(f"what a killed dtcpc has left cannot be undone: {failures[0]}")
+
+    def _survey(self) -> None:
+        """Look at what the options name on this host.  Raises Failure."""
+        lan = []
+        for name in dict.fromkeys(each.interface for each in self._options.delegations):
+            interface = self._system.interface(name)
+            if interface is None:
+                raise Failure(f"-P: {name}: no such interface")
+            lan.append(interface)
+        forwards = False
+        if lan or self._wanted.solicit:
+            forwarding, despite = self._system.setting(
+                "net.inet6.ip6.forwarding", "net.inet6.ip6.rfc6204w3"
+            )
+            # With rfc6204w3 a router takes a default route from an advertisement all the same.
+            forwards = forwarding != "0" and not (self._wanted.solicit and despite != "0")
+            if lan and not forwards:
+                self._log.notice(
+                    "this host does not forward IPv6, so its LAN will get no further than here:"
+                    ' set ipv6_gateway_enable="YES" in /etc/rc.conf and run'
+                    " `service routing restart`"
+                )
+        advertised = self._system.advertised() if lan and self._wanted.advertise else ()
+        self._host = plan.Host(
+            self._existing(), forwards=forwards, lan=tuple(lan), advertised=advertised
+        )
 
     def _existing(self) -> plan.Interface | None:
         """The interface that is there already and is to be used, if any."""
@@ -414,6 +497,16 @@ class Client:
             raise Failure(f"{name}: is there already; use it as it is with -c, or name another")
         return found
 
+    # --- one login after the other ------------------------------------------------------------
+
+    def _one_login(self, secret: str) -> NoReturn:
+        """Log in, make the tunnel as granted, keep it.  Ends by Failure or Stopped."""
+        self._begun = time.monotonic()
+        with Connection.open(self._options, secret, self._signals, self._log) as connection:
+            self._connection = connection
+            self._apply(self._login(connection))
+            self._keep(connection)
+
     def _login(self, connection: Connection) -> grant.Grant:
         words = connection.login()
         try:
@@ -429,60 +522,235 @@ class Client:
                 f"{connection.name}: the server's grant makes no sense: {error}"
             ) from None
         except grant.BehindNat as error:
-            connection.quit()
             raise Failure(str(error), NOT_ALLOWED) from None
         for remark in remarks:
             self._log.info(remark)
         return granted
 
-    def _plan(self, granted: grant.Grant, existing: plan.Interface | None) -> list[plan.Step]:
-        options = self._options
-        wanted = plan.Options(
-            options.interface, options.keep, options.mtu, options.addresses, options.destinations
-        )
-        has_default = plan.ANYWHERE in options.destinations and self._system.default_route()
-        mark = plan.mark("dtcpc", options.user, options.server, os.getpid())
-        return plan.client(granted, wanted, plan.Host(existing, has_default), mark)
+    def _plan(self, granted: grant.Grant) -> list[plan.Step]:
+        if not self._system.done and plan.ANYWHERE in self._wanted.destinations:
+            has_default = self._system.default_route(self._wanted.fib)
+            self._host = self._host._replace(default_route=has_default)
+        mark = plan.mark("dtcpc", self._options.user, self._options.server, os.getpid())
+        return plan.client(granted, self._wanted, self._host, mark)
 
-    def _bring_up(
-        self, granted: grant.Grant, existing: plan.Interface | None, signals: daemon.Signals
-    ) -> None:
-        steps = self._plan(granted, existing)
-        self._system.tunnel = existing.name if existing else None
+    def _apply(self, granted: grant.Grant) -> None:
+        """Make the host as the grant has it: all of it, or what differs from before."""
+        first = not self._system.done
+        stop = partial(getattr, self._signals, "stopping")
         try:
-            self._system.up(steps, stop=lambda: signals.stopping)
+            steps = self._plan(granted)
+            if first:
+                existing = self._host.existing
+                self._system.tunnel = existing.name if existing else None
+                self._system.up(steps, stop)
+                event = "up"
+            else:
+                event = "change" if self._system.change(steps, stop) else ""
+        except plan.PlanError as error:
+            self._give_up(str(error))
+            raise Failure(str(error)) from None
         except system.CommandFailed as failed:
-            if signals.stopping:  # it was given no more time
+            if self._signals.stopping:  # it was given no more time
                 raise Stopped from None
             raise Failure(f"the tunnel could not be made: {failed}") from None
+        self._granted = granted
+        self._lost_at = None
+        self._back_off.up()
+        if event:
+            self._say_what_is_up(granted, steps)
+        self._log.notice(f"up after {time.monotonic() - self._begun:.1f} s")
+        self._tell(state="up", **({"since": time.time()} if event else {}))
+        if event:
+            self._script(event)
+
+    def _say_what_is_up(self, granted: grant.Grant, steps: list[plan.Step]) -> None:
         name = self._system.tunnel
         inner = f", {granted.inner}" if granted.inner else ""
         inner += f" --> {granted.peer}" if granted.peer else ""
-        self._log.notice(
-            f"{name}: {granted.local} --> {granted.remote}{inner}, mtu {self._options.mtu}"
+        ends = f"{name}: {granted.local} --> {granted.remote}{inner}, mtu {self._options.mtu}"
+        routes = [step.do[4] for step in steps if step.do[5:7] == ("-interface", plan.TUNNEL)]
+        if self._wanted.solicit:
+            routes = ["default, as advertised,"]
+        lines = [ends, f"routes: {', '.join(routes)} through {name}"]
+        lan = [
+            f"{interface.name} {address}"
+            for interface, address in plan.lan_addresses(granted, self._wanted, self._host)
+        ]
+        says = any(step.do[0] == "rtadvd" for step in steps) or self._host.advertised
+        for number, prefix in enumerate(granted.prefixes):
+            to = f": {', '.join(lan)}{', advertised' if says else ''}" if lan and not number else ""
+            lines.append(f"{prefix} delegated{to}")
+        if self._options.delegations and not granted.prefixes:
+            lines.append("the server delegates no prefix, so -P has nothing to give")
+        for line in lines:
+            self._log.notice(line)
+        self._tell(
+            lines=lines,
+            interface=name,
+            local=str(granted.local),
+            remote=str(granted.remote),
+            inner=str(granted.inner) if granted.inner else None,
+            peer=str(granted.peer) if granted.peer else None,
+            prefixes=list(map(str, granted.prefixes)),
+            routes=routes,
+            lan=lan,
         )
-        routes = [step.do[4] for step in steps if step.do[5:] == ("-interface", plan.TUNNEL)]
-        self._log.notice(f"routes: {', '.join(routes)} through {name}")
-        for prefix in granted.prefixes:
-            self._log.notice(f"{prefix} delegated")
-        self._log.notice(f"up after {time.monotonic() - self._started:.1f} s")
 
     def _keep(self, connection: Connection) -> NoReturn:
+        """Keep the tunnel until there is a reason not to.  Ends by Failure or Stopped."""
+        self._watch()
         while True:
-            for event in connection.events():
+            changed = self._wait(connection.deadline - time.monotonic(), connection)
+            if self._signals.reload:
+                self._signals.reload = False
+                raise Failure("told to log in again", TRY_AGAIN, asked=True)
+            # Without a monitor we look whenever there is something to do anyway.
+            changed = changed or self._monitor is None
+            if changed and (now := own_address(connection.address)) != connection.own:
+                # For a moment without a route, but with the address: not our business.
+                if now is None and is_here(connection.own):
+                    continue
+                raise Failure(
+                    f"lost: our address was {connection.own} and is {now or 'gone'}",
+                    TRY_AGAIN,
+                    at_once=True,
+                )
+            for event in connection.events_now():
                 if isinstance(event, wire.Lost):
                     raise Failure(f"lost: {event.reason}", TRY_AGAIN)
 
-    def _take_down(self, connection: Connection) -> int:
-        connection.quit()
+    def _wait(self, seconds: float, connection: Connection | None = None) -> bool:
+        """Wait for whatever happens, `seconds` at most.  Whether the network changed.
+
+        Raises Stopped.
+        """
+        output = self._monitor.stdout if self._monitor else None
+        watched = output.fileno() if output else -1
+        readers = [connection.fileno()] if connection else []
+        ready, _ = self._signals.wait([*readers, *([watched] if output else [])], seconds)
+        if self._signals.stopping:
+            raise Stopped
+        if self._signals.report:
+            self._signals.report = False
+            self._log.notice("\n".join(status_lines(self._facts)[:1]))
+        if watched not in ready:
+            return False
+        if not os.read(watched, 65536):
+            self._log.info("route monitor has ended")
+            self._stop_monitor()
+        return True
+
+    def _watch(self) -> None:
+        """Have the network watched, so that changes of our address are noticed at once."""
+        if self._monitor is None:
+            self._monitor = self._system.monitor()
+
+    def _stop_monitor(self) -> None:
+        if self._monitor is not None and self._monitor.stdout is not None:
+            self._monitor.kill()
+            self._monitor.wait()
+            self._monitor.stdout.close()
+        self._monitor = None
+
+    # --- between two logins -------------------------------------------------------------------
+
+    def _delay_after(self, failure: Failure) -> float:
+        """What comes of a failure: the seconds to the next attempt.  Raises it, without -l."""
+        self._connection = None  # it is closed
+        if not (self._options.loop or failure.asked):
+            raise failure
+        now = time.monotonic()
+        refused = failure.status == NOT_ALLOWED
+        if self._lost_at is None:
+            self._lost_at = now
+        if self._system.done:
+            assert self._granted is not None
+            if refused:
+                self._give_up("the server refuses us")
+            elif not is_here(self._granted.local):
+                self._give_up(f"our address {self._granted.local} is gone")
+            elif now - self._lost_at >= GIVE_UP_TIME:
+                self._give_up(f"no server for {GIVE_UP_TIME / 60:.0f} minutes")
+        delay = 0.0 if failure.at_once else self._back_off.next(now, most=refused)
+        when = f"in {delay:.0f} s" if delay >= 1 else "at once"
+        self._log.error(f"{failure}; trying again {when}")
+        self._tell(
+            state="waiting",
+            last_reason=str(failure),
+            next_attempt=time.time() + delay,
+            reconnects=int(str(self._facts.get("reconnects", 0))) + 1,
+        )
+        return delay
+
+    def _rest(self, seconds: float) -> None:
+        """Wait for the next attempt; a change of the network or SIGHUP is a reason to go now."""
+        self._watch()
+        end = time.monotonic() + seconds
+        before = own_address(None)
+        while (left := end - time.monotonic()) > 0:
+            if self._wait(left) and own_address(None) != before:
+                return
+            if self._signals.reload:
+                break
+        self._signals.reload = False
+
+    def _give_up(self, reason: str) -> None:
+        """Take down what is configured, though we go on trying."""
+        if self._system.done:
+            self._log.notice(f"taking the tunnel down: {reason}")
+            for failure in self._system.down():
+                self._log.error(f"could not be undone: {failure}")
+            self._script("down")
+            self._granted = None
+
+    def _end(self) -> int:
+        """Say goodbye, and take everything down.  The exit status."""
+        connection = self._connection
+        if connection is not None:
+            connection.quit()
+        self._stop_monitor()
         had_tunnel = bool(self._system.done)
         failures = self._system.down()
         for failure in failures:
             self._log.error(f"could not be undone: {failure}")
-        connection.wait_for_end()
+        if had_tunnel:
+            self._script("down")
+        if connection is not None:
+            connection.wait_for_end()
+            connection.close()
         if had_tunnel:
             self._log.notice("down")
         return FAILED if failures else OK
+
+    # --- telling ------------------------------------------------------------------------------
+
+    def _tell(self, **facts: object) -> None:
+        self._facts |= facts
+        if self._ledger is not None:
+            self._ledger.tell(**facts)
+
+    def _script(self, event: str) -> None:
+        """Run the administrator's script (-s).  What comes of it is his business."""
+        if not self._options.script:
+            return
+        facts = {
+            "DTCP_INTERFACE": self._facts.get("interface"),
+            "DTCP_SERVER": self._options.server,
+            "DTCP_USER": self._options.user,
+            "DTCP_TYPE": self._options.type,
+            "DTCP_LOCAL": self._facts.get("local"),
+            "DTCP_REMOTE": self._facts.get("remote"),
+            "DTCP_INNER": self._facts.get("inner"),
+            "DTCP_PEER": self._facts.get("peer"),
+            "DTCP_PREFIXES": " ".join(map(str, cast("list[str]", self._facts["prefixes"]))),
+            "DTCP_MTU": self._options.mtu,
+        }
+        environment = {name: str(value) for name, value in facts.items() if value is not None}
+        try:
+            self._system.hook((self._options.script, event), environment, SCRIPT_TIME)
+        except system.CommandFailed as failed:
+            self._log.error(str(failed))
 
 
 def _is_kept(interface: plan.Interface) -> bool:
@@ -490,6 +758,88 @@ def _is_kept(interface: plan.Interface) -> bool:
     return plan.GROUP in interface.groups and not (
         interface.outer or interface.description or interface.up
     )
+
+
+class BackOff:
+    """How long to wait before each attempt: nothing, then 1 s doubling to 300 s, with jitter.
+
+    In the first seconds after a loss the steps stay small: a server that is restarted should find
+    us back at once.  After the tunnel has been up for a minute it begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._attempts = 0
+        self._lost_at = 0.0
+        self._up_at: float | None = None
+
+    def up(self) -> None:
+        """The tunnel is up."""
+        self._up_at = time.monotonic()
+
+    def next(self, now: float, *, most: bool = False) -> float:
+        """Seconds to the next attempt; `most`: the longest wait, because we were refused."""
+        if self._up_at is not None and now - self._up_at >= STABLE_TIME:
+            self._attempts = 0
+        self._up_at = None
+        if most:
+            return LONGEST
+        if self._attempts == 0:
+            self._lost_at = now
+        self._attempts += 1
+        if self._attempts == 1:
+            return 0.0
+        delay = min(LONGEST, 2.0 ** min(self._attempts - 2, 16))
+        if now - self._lost_at < SOON:
+            delay = min(delay, 2.0)
+        # Up to a quarter less, so that a server's clients do not come back all at once.
+        return delay * (1 - int.from_bytes(os.urandom(2), "big") / 65536 / 4)
+
+
+# --- the state of a running instance ----------------------------------------------------------
+
+
+def show_status(options: argparse.Namespace) -> int:
+    """--status: print what the running instance tells of itself; OK when its tunnel is up."""
+    import json
+
+    pid = daemon.locked_by(options.pid_file)
+    facts = Ledger(options.files + ".state").facts() if pid else {}
+    if options.json:
+        print(json.dumps({"state": "not running"} | facts, indent=1))
+    else:
+        print("\n".join(status_lines(facts)))
+    return OK if facts.get("state") == "up" else FAILED
+
+
+def status_lines(facts: dict[str, object]) -> list[str]:
+    """The state for people; the first line says the most."""
+    now = time.time()
+    login = "{server} as {user}, type {type}".format_map(
+        {name: facts.get(name) for name in ("server", "user", "type")}
+    )
+    match facts.get("state"):
+        case "up":
+            head = f"up for {_span(now - float(str(facts['since'])))}: {login}"
+        case "waiting":
+            wait = max(0.0, float(str(facts["next_attempt"])) - now)
+            head = f"trying again in {_span(wait)}: {login}"
+        case "connecting":
+            head = f"logging in: {login}"
+        case _:
+            return ["not running"]
+    lines = [head, *cast("list[str]", facts.get("lines", []))]
+    if facts.get("reconnects"):
+        lines.append(f"logged in again {facts['reconnects']} times, last: {facts['last_reason']}")
+    return [*lines, f"pid {facts['pid']}"]
+
+
+def _span(seconds: float) -> str:
+    """A span of time in its two largest units."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    parts = [f"{n} {unit}" for n, unit in ((days, "d"), (h, "h"), (m, "min"), (s, "s")) if n]
+    return " ".join(parts[:2]) or "0 s"
 
 
 # --- the way to the server --------------------------------------------------------------------
@@ -533,37 +883,44 @@ class Connection:
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Told to stop: who takes the tunnel down says goodbye too, and waits for the answer.
+        if not isinstance(error, (Stopped, system.Interrupted)):
+            self.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def deadline(self) -> float:
+        """When `events_now` must be called at the latest, by the monotonic clock."""
+        return self._client.deadline
 
     def login(self) -> list[str]:
         """Log in; the words of the server's grant.  Raises Failure, Stopped."""
         while True:
-            for event in self.events():
+            for event in self.events_now():
                 if isinstance(event, wire.Granted):
                     return event.words
                 if isinstance(event, wire.Lost):
                     raise Failure(f"{self.name}: {event.reason}", TRY_AGAIN)
                 status = TRY_AGAIN if event.temporary else NOT_ALLOWED
                 raise Failure(f"{self.name}: the server refuses: {event.text}", status)
-
-    def events(self) -> list[wire.ClientEvent]:
-        """Wait until something happens, and say what.  Raises Failure, Stopped."""
-        while True:
-            self._flush()
+            fd = self._socket.fileno()
+            left = self.deadline - time.monotonic()
+            self._signals.wait([fd], left, [fd] if self._unsent else [])
             if self._signals.stopping:
                 raise Stopped
-            fd = self._socket.fileno()
-            ready, _ = self._signals.wait(
-                [fd], self._client.deadline - time.monotonic(), [fd] if self._unsent else []
-            )
-            try:
-                events = self._receive() if ready else []
-            except wire.ProtocolError as error:
-                raise Failure(f"{self.name}: {error}") from None
-            events += self._client.tick(time.monotonic())
-            if events:
-                return events
+
+    def events_now(self) -> list[wire.ClientEvent]:
+        """Send what is to be sent, and say what came in or ran out.  Raises Failure."""
+        try:
+            events = self._receive()
+        except wire.ProtocolError as error:
+            raise Failure(f"{self.name}: {error}") from None
+        events += self._client.tick(time.monotonic())
+        self._flush()
+        return events
 
     def quit(self) -> None:
         """Say goodbye; the answer is for `wait_for_end`."""
@@ -580,6 +937,13 @@ class Connection:
                 with contextlib.suppress(OSError):
                     self._socket.recv(4096)
                 return
+
+    def close(self) -> None:
+        """Close it, with a goodbye that nobody waits for."""
+        if self._socket.fileno() >= 0:
+            self._client.quit()
+            self._flush()
+            self._socket.close()
 
     def _receive(self) -> list[wire.ClientEvent]:
         try:
@@ -599,6 +963,27 @@ class Connection:
             pass
         except OSError:
             self._unsent = b""  # reading will tell what happened
+
+
+def own_address(server: IPv4Address | None) -> IPv4Address | None:
+    """The address that this host has on its way to `server` (None: to anywhere), now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            # Sends nothing; 192.0.2.1 stands for anywhere (RFC 5737).
+            sock.connect((str(server or "192.0.2.1"), wire.PORT))
+            return IPv4Address(sock.getsockname()[0])
+        except OSError:
+            return None
+
+
+def is_here(address: IPv4Address) -> bool:
+    """Whether this host has that address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((str(address), 0))
+        except OSError:
+            return False
+        return True
 
 
 def resolve(server: str, signals: daemon.Signals) -> list[IPv4Address]:

@@ -32,6 +32,7 @@ _FREEBSD_LOOKS = {
 # Numbers of interfaces, ip's own line breaks, and what changes as time goes by.
 _VOLATILE = re.compile(
     r"^\d+: +(?=[a-z])|\\ +(valid_lft \S+ preferred_lft \S+)?| tentative| expires \d+sec"
+    r"| pltime \d+ vltime \d+"
 )
 
 

@@ -117,7 +117,7 @@ def test_what_an_existing_interface_had_switched_on_stays_on() -> None:
 
 def test_an_address_of_somebody_else_is_refused() -> None:
     existing = plan.Interface("gif0", addresses=(IPv6Address("2001:db8:1::6"),))
-    with pytest.raises(plan.PlanError, match="2001:db8:1::6 is there already"):
+    with pytest.raises(plan.PlanError, match="gif0 has 2001:db8:1::6 already"):
         plan.client(HOST_GRANT, plan.Options(), plan.Host(existing), MARK)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that end us
+ENDING = (signal.SIGTERM, signal.SIGINT)  # the signals that end us
 
 
 _ERROR, _NOTICE, _INFO, _DEBUG = 3, 5, 6, 7  # of syslog(3)
@@ -90,23 +90,34 @@ class Log:
 class Signals:
     """Signals as facts to look at between two waits, instead of things that happen anywhere.
 
-    From its creation those of ENDING set `stopping` and end the current `wait`.
+    Each of them ends the current `wait`.  Those of ENDING set `stopping`, HUP sets `reload`, INFO
+    (^T, on FreeBSD) and USR1 set `report`; who acts on one of the last two clears it.
     """
 
     def __init__(self) -> None:
-        self.stopping = False
+        self.stopping = self.reload = self.report = False
         self.on_stop: Callable[[], None] = lambda: None
         self.woken, wake = os.pipe()  # readable when a signal has come
         os.set_blocking(self.woken, False)
         os.set_blocking(wake, False)
-        # What arrives between a look at `stopping` and the wait is in the pipe, and ends the wait.
+        # What arrives between a look at a flag and the wait is in the pipe, and ends the wait.
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in ENDING:
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+        for name in ("SIGUSR1", "SIGINFO"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._report)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
         self.on_stop()
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        self.reload = True
+
+    def _report(self, number: int, frame: FrameType | None) -> None:
+        self.report = True
 
     def wait(
         self, readers: Sequence[int], timeout: float, writers: Sequence[int] = ()
@@ -122,6 +133,22 @@ class Signals:
         """Make `woken` unreadable again."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.woken, 1024)
+
+
+def locked_by(path: str) -> int | None:
+    """The pid in a pid file that its owner holds locked, as pidfile(3) has it; else None."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        text = os.pread(fd, 20, 0).strip()
+        return int(text) if text.isdigit() and int(text) > 1 else None
+    finally:
+        os.close(fd)
+    return None
 
 
 class PidFile:

@@ -28,21 +28,47 @@ class Left(NamedTuple):
 
 
 class Ledger:
-    """The ledger at `path`.  Only who holds the pid file's lock may use it."""
+    """The ledger at `path`.  Only who holds the pid file's lock may write it.
+
+    Beside what is to be undone it holds facts about the tunnel, for --status.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._undo: list[Words] = []
+        self._tunnel: str | None = None
+        self._mark = ""
+        self._facts: dict[str, object] = {}
 
-    def write(self, undo: list[Words], tunnel: str | None, mark: str) -> None:
-        """Replace what it says.  Nothing left to undo: no ledger.  Raises LedgerError."""
+    def record(self, undo: list[Words], tunnel: str | None, mark: str) -> None:
+        """What is to be undone from here on, in that order.  Raises LedgerError."""
+        self._undo, self._tunnel, self._mark = undo, tunnel, mark
+        self._write()
+
+    def tell(self, **facts: object) -> None:
+        """Facts for --status, beside those told before.  Raises LedgerError."""
+        self._facts |= facts
+        self._write()
+
+    def close(self) -> None:
+        """Remove it, unless something is left that the next start has to undo."""
+        if not self._undo:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def _write(self) -> None:
+        text = json.dumps(
+            {
+                "tunnel": self._tunnel,
+                "mark": self._mark,
+                "undo": self._undo,
+                "facts": self._facts,
+            },
+            indent=1,
+        )
+        # Beside it, for rename(2) to replace it atomically; not to be followed, not to be read.
+        new = f"{self._path}.new"
         try:
-            if not undo:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._path)
-                return
-            text = json.dumps({"tunnel": tunnel, "mark": mark, "undo": undo}, indent=1)
-            # Beside it, for rename(2) to replace it atomically; not to be followed, not to be read.
-            new = f"{self._path}.new"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -52,24 +78,20 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"{self._path}: {error.strerror}") from None
 
-    def read(self) -> Left | None:
-        """What an earlier run left, or None.  Raises LedgerError.
+    def facts(self) -> dict[str, object]:
+        """What a running instance tells of itself.  Raises LedgerError."""
+        found = self._load()
+        facts = found.get("facts") if isinstance(found, dict) else None
+        return facts if isinstance(facts, dict) else {}
+
+    def left(self) -> Left | None:
+        """What an earlier run left to undo, or None.  Raises LedgerError.
 
         Only commands that a plan could have made are taken from it.
         """
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(fd, "rb") as file:
-                if os.fstat(fd).st_uid not in (0, os.geteuid()):
-                    raise LedgerError(f"{self._path}: belongs to somebody else; remove it")
-                found = json.loads(file.read(1 << 20))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LedgerError(f"{self._path}: {error.strerror}") from None
-        except ValueError:
-            raise LedgerError(f"{self._path}: not readable; remove it") from None
-        match found:
+        match self._load():
+            case None | {"undo": []}:
+                return None
             case {"tunnel": str() | None as tunnel, "mark": str(mark), "undo": list(undo)}:
                 commands = tuple(
                     tuple(map(str, words)) for words in undo if isinstance(words, list)
@@ -77,3 +99,17 @@ class Ledger:
                 if all(map(plan.is_undo, commands)) and len(commands) == len(undo):
                     return Left(commands, tunnel, mark)
         raise LedgerError(f"{self._path}: holds what dtcpc cannot have written; remove it")
+
+    def _load(self) -> object:
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb") as file:
+                if os.fstat(fd).st_uid not in (0, os.geteuid()):
+                    raise LedgerError(f"{self._path}: belongs to somebody else; remove it")
+                return json.loads(file.read(1 << 20))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LedgerError(f"{self._path}: {error.strerror}") from None
+        except ValueError:
+            raise LedgerError(f"{self._path}: not readable; remove it") from None

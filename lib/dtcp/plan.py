@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
@@ -31,6 +32,10 @@ GROUP = "dtcp"  # the interface group (ifconfig(8)) by which our interfaces are 
 TUNNEL = "$IF"
 # In an undo: each link-local address that the interface has by then, one command for each.
 LINK_LOCAL = "$LINK_LOCAL"
+# Not a command of the system: ends the daemon whose pid file is the next word, and waits for it.
+STOP = "stop"
+
+RTSOL_TIME = 20.0  # seconds: rtsol(8) gives up after 9 to 12
 
 ANYWHERE = IPv6Network("::/0")
 # Where somebody else's default route exists these go in instead of ours: together they cover
@@ -48,6 +53,7 @@ class Check(NamedTuple):
     look: Words
     shows: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    otherwise: str = ""  # what it means when they are not as they should be
 
 
 class Step(NamedTuple):
@@ -59,6 +65,17 @@ class Step(NamedTuple):
     leave: tuple[Words, ...] | None = None  # in place of `undo` once the tunnel has been up
     names_tunnel: bool = False  # the command prints the (new) name of the tunnel interface
     mark: str = ""  # the command makes the tunnel interface, with this description
+    limit: float | None = None  # seconds that the command may take, when not the usual ones
+    input: str = ""  # what the command reads
+
+
+class Delegation(NamedTuple):
+    """What one LAN interface gets of the delegated prefix (-P)."""
+
+    interface: str
+    sla: int
+    identifier: int | None  # the low 64 bits of its address; None: EUI-64 (RFC 4291 appendix A)
+    length: int
 
 
 class Options(NamedTuple):
@@ -69,6 +86,11 @@ class Options(NamedTuple):
     mtu: int = MTU_LEAST  # -m
     addresses: tuple[IPv6Interface, ...] = ()  # -A
     destinations: tuple[IPv6Network, ...] = (ANYWHERE,)  # -R
+    fib: int | None = None  # -F
+    solicit: bool = False  # -r solicit
+    delegations: tuple[Delegation, ...] = ()  # -P
+    advertise: bool = True  # not -a
+    files: str = "/var/run/dtcpc"  # what the names of rtadvd's files begin with
 
 
 class Interface(NamedTuple):
@@ -81,8 +103,10 @@ class Interface(NamedTuple):
     description: str = ""
     groups: tuple[str, ...] = ()
     inet6_disabled: bool = True
-    link_local: bool = False
+    link_local: IPv6Address | None = None
     addresses: tuple[IPv6Address, ...] = ()  # others than link-local ones
+    ether: str = ""
+    fib: int = 0
 
 
 class PlanError(Exception):
@@ -94,6 +118,9 @@ class Host(NamedTuple):
 
     existing: Interface | None = None  # the tunnel interface, when it is to be used as it stands
     default_route: bool = False  # somebody has an IPv6 default route
+    forwards: bool = False  # it is a router: net.inet6.ip6.forwarding
+    lan: tuple[Interface, ...] = ()  # the interfaces of -P
+    advertised: tuple[str, ...] = ()  # interfaces that a running rtadvd serves
 
 
 def mark(program: str, user: str, server: str, pid: int) -> str:
@@ -103,27 +130,31 @@ def mark(program: str, user: str, server: str, pid: int) -> str:
 
 def client(grant: Grant, options: Options, host: Host, description: str) -> list[Step]:
     """The steps of a client's tunnel.  Raises PlanError."""
-    _refuse_foreign(grant, options, host.existing)
+    if host.existing is not None:
+        _refuse_foreign(host.existing, [grant.inner, *(each.ip for each in options.addresses)])
+    lan = lan_addresses(grant, options, host)
     # Packets to subnets of the delegated prefix that are not in use must not bounce between us and
     # the server.  An interface that has the very same prefix needs no such route, and must not
-    # have it: on 13.2 it would shadow the interface's own.
+    # have it: on 13.2 it would shadow the interface's own, on 15.1 be replaced by it.
     taken = [address.network for address in options.addresses]
+    taken += [address.network for _, address in lan]
     return [
         *_interface(options, host.existing, description),
         _outer(grant, host.existing),
         *_inner(grant, options.addresses),
         _up(),
-        *(_route(to) for to in _destinations(options, host)),
+        *(_solicited(host) if options.solicit else _routed(options, host)),
         *(_unreachable(prefix) for prefix in grant.prefixes if prefix not in taken),
+        *(step for interface, address in lan for step in _on_lan(interface, address)),
+        *_advertised(lan, options, host),
     ]
 
 
-def _refuse_foreign(grant: Grant, options: Options, existing: Interface | None) -> None:
+def _refuse_foreign(interface: Interface, wanted: Iterable[IPv6Address | None]) -> None:
     # ifconfig(8) would not mind, and the address would be gone afterwards.
-    ours = {grant.inner, *(address.ip for address in options.addresses)}
-    for address in existing.addresses if existing is not None else ():
-        if address in ours:
-            raise PlanError(f"{address} is there already, and it is not ours")
+    for address in wanted:
+        if address in interface.addresses:
+            raise PlanError(f"{interface.name} has {address} already, and not from dtcpc")
 
 
 def server(grant: Grant, description: str) -> list[Step]:
@@ -161,7 +192,9 @@ _UNDO_SHAPES = tuple(
         r"ifconfig IF inet6 (\$LINK_LOCAL|ADDRESS) -alias",
         r"ifconfig IF (down|deletetunnel|-description|-group dtcp|mtu [0-9]{4})",
         r"ifconfig IF tunnel [0-9.]{7,15} [0-9.]{7,15}",
-        r"route -n delete -inet6 (default|ADDRESS(/[0-9]{1,3})?) (-interface IF|::1)",
+        r"route -n delete -inet6 (default|ADDRESS(/[0-9]{1,3})?) (-interface IF|::1)"
+        r"( -fib [0-9]{1,5})?",
+        r"stop /\S+\.rtadvd\.pid",
     )
 )
 
@@ -184,11 +217,17 @@ def _interface(options: Options, existing: Interface | None, description: str) -
         *("description", description),
         *("mtu", options.mtu),
     )
-    shows = Check(_ifconfig(TUNNEL), shows=(f"mtu {options.mtu}",))
+    if options.fib is not None:
+        settings += ("fib", options.fib)
+    # 13.2 exits 0 when there is no such FIB.
+    fib_shown = (f"fib: {options.fib}",) if options.fib else ()
+    shows = Check(_ifconfig(TUNNEL), shows=(f"mtu {options.mtu}", *fib_shown))
     if existing is not None:
         if existing.description:  # the administrator's: it stays
-            settings = ("group", GROUP, "mtu", options.mtu)
-        return [Step(_ifconfig(TUNNEL, *settings), undo=_restored(existing), check=shows)]
+            settings = settings[:2] + settings[4:]
+        return [
+            Step(_ifconfig(TUNNEL, *settings), undo=_restored(existing, options.fib), check=shows)
+        ]
     # The mark comes first: should a later word fail, or we be killed, it tells whose this is.
     # inet6 words cannot follow in the same command (ifconfig: inet6: bad value).
     name = options.interface
@@ -198,7 +237,9 @@ def _interface(options: Options, existing: Interface | None, description: str) -
             _ifconfig(name if by_name else "gif", "create", *settings),
             undo=(_ifconfig(TUNNEL, "destroy"),),
             check=shows,
-            leave=_restored(Interface(TUNNEL, groups=(GROUP,))) if options.keep else None,
+            leave=_restored(Interface(TUNNEL, groups=(GROUP,)), options.fib)
+            if options.keep
+            else None,
             names_tunnel=not by_name,
             mark=description,
         )
@@ -208,18 +249,20 @@ def _interface(options: Options, existing: Interface | None, description: str) -
     return steps
 
 
-def _restored(was: Interface) -> tuple[Words, ...]:
+def _restored(was: Interface, fib: int | None) -> tuple[Words, ...]:
     """The commands that make the tunnel interface what it was, its addresses and pair apart."""
     # Giving an interface an address switches it up and its IPv6 on, which makes a link-local
     # address; taking the address away undoes none of the three.
     commands: list[Words] = []
     if was.inet6_disabled:
         commands.append(_ifconfig(TUNNEL, "inet6", "ifdisabled"))
-    if not was.link_local:
+    if was.link_local is None:
         commands.append(_ifconfig(TUNNEL, "inet6", LINK_LOCAL, "-alias"))
     if not was.up:
         commands.append(_ifconfig(TUNNEL, "down"))
     commands.append(_ifconfig(TUNNEL, "mtu", was.mtu))
+    if fib is not None:
+        commands.append(_ifconfig(TUNNEL, "fib", was.fib))
     if not was.description:
         commands.append(_ifconfig(TUNNEL, "-description"))
     if GROUP not in was.groups:
@@ -279,11 +322,43 @@ def _up() -> Step:
     return Step(_ifconfig(TUNNEL, "up"), check=Check(_ifconfig(TUNNEL), shows=("UP", "RUNNING")))
 
 
-def _destinations(options: Options, host: Host) -> list[IPv6Network]:
+def _routed(options: Options, host: Host) -> list[Step]:
+    """Routes of our own making (-r static)."""
     wanted: list[IPv6Network] = []
     for to in options.destinations:
         wanted += HALVES if to == ANYWHERE and host.default_route else (to,)
-    return list(dict.fromkeys(wanted))
+    return [_route(to, options.fib) for to in dict.fromkeys(wanted)]
+
+
+def _solicited(host: Host) -> list[Step]:
+    """A default route that the server advertises on the tunnel (-r solicit)."""
+    if host.forwards:
+        raise PlanError(
+            "-r solicit: this host forwards IPv6 (net.inet6.ip6.forwarding), so it takes no route"
+            " from an advertisement; use -r static"
+        )
+    if host.default_route:
+        raise PlanError(
+            "-r solicit: there is a default route already, and an advertised one would not"
+            " replace it; use -r static"
+        )
+    return [
+        Step(
+            _ifconfig(TUNNEL, "inet6", "accept_rtadv"),
+            undo=(_ifconfig(TUNNEL, "inet6", "-accept_rtadv"),),
+            check=Check(_ifconfig(TUNNEL), shows=("ACCEPT_RTADV",), lacks=("IFDISABLED",)),
+        ),
+        # rtsol(8) exits 0 whatever happens, nobody answering included.
+        Step(
+            ("rtsol", TUNNEL),
+            check=Check(
+                ("route", "-n", "get", "-inet6", "default"),
+                shows=(f"interface: {TUNNEL}",),
+                otherwise="no router answered on the tunnel; use -r static",
+            ),
+            limit=RTSOL_TIME,
+        ),
+    ]
 
 
 def _destination(to: IPv6Network) -> str:
@@ -292,15 +367,16 @@ def _destination(to: IPv6Network) -> str:
     return str(to.network_address) if to.prefixlen == 128 else str(to)
 
 
-def _route(to: IPv6Network) -> Step:
+def _route(to: IPv6Network, fib: int | None = None) -> Step:
     # Deleting without saying through what could hit another's route of the same destination:
     # with several default routes, 15.1 deletes them all.
-    words = ("-inet6", _destination(to), "-interface", TUNNEL)
+    table = () if fib is None else ("-fib", str(fib))
+    words = ("-inet6", _destination(to), "-interface", TUNNEL, *table)
     return Step(
         ("route", "-n", "add", *words),
         undo=(("route", "-n", "delete", *words),),
         check=Check(
-            ("route", "-n", "get", "-inet6", _destination(to)),
+            ("route", "-n", "get", "-inet6", *table, _destination(to)),
             shows=(f"destination: {to.network_address}", f"interface: {TUNNEL}"),
         ),
     )
@@ -315,3 +391,98 @@ def _unreachable(prefix: IPv6Network) -> Step:
             shows=(f"destination: {prefix.network_address}", "REJECT"),
         ),
     )
+
+
+# --- the delegated prefix on the LAN ----------------------------------------------------------
+
+
+def lan_addresses(
+    grant: Grant, options: Options, host: Host
+) -> list[tuple[Interface, IPv6Interface]]:
+    """The addresses that the LAN interfaces get of the delegated prefix.  Raises PlanError."""
+    if not grant.prefixes:
+        return []
+    prefix = grant.prefixes[0]
+    interfaces = {interface.name: interface for interface in host.lan}
+    found = []
+    for wanted in options.delegations:
+        interface = interfaces[wanted.interface]
+        bits = 64 - prefix.prefixlen
+        if wanted.sla >> bits:
+            raise PlanError(
+                f"{wanted.interface}: SLA ID {wanted.sla:x} does not fit: {prefix} leaves"
+                f" {bits} bits for it"
+            )
+        identifier = wanted.identifier
+        if identifier is None:
+            identifier = _eui64(interface)
+        number = int(prefix.network_address) + (wanted.sla << 64) + identifier
+        address = IPv6Interface((number, wanted.length))
+        _refuse_foreign(interface, [address.ip])
+        found.append((interface, address))
+    return found
+
+
+def _eui64(interface: Interface) -> int:
+    """The interface identifier that `ifconfig IF inet6 PREFIX eui64` takes.  Raises PlanError."""
+    # Made here, for ifconfig refuses (could not determine link local address) while IPv6 is off.
+    if interface.link_local is not None:
+        return int(interface.link_local) & (1 << 64) - 1
+    if not interface.ether:
+        raise PlanError(
+            f"{interface.name} has no Ethernet address: give an interface identifier with -P"
+        )
+    octets = bytes.fromhex(interface.ether.replace(":", ""))
+    return int.from_bytes(bytes((octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])), "big")
+
+
+def _on_lan(interface: Interface, address: IPv6Interface) -> list[Step]:
+    name, length = interface.name, address.network.prefixlen
+    off: list[Words] = [_ifconfig(name, "inet6", address.ip, "-alias")]
+    # An address switches IPv6 and the interface on, and makes a link-local address; all of that
+    # outlives the address.
+    if interface.inet6_disabled:
+        off.append(_ifconfig(name, "inet6", "ifdisabled"))
+    if interface.link_local is None:
+        off.append(_ifconfig(name, "inet6", LINK_LOCAL, "-alias"))
+    if not interface.up:
+        off.append(_ifconfig(name, "down"))
+    return [
+        Step(
+            _ifconfig(name, "inet6", address.ip, "prefixlen", length, "alias"),
+            undo=tuple(off),
+            check=Check(
+                _ifconfig(name),
+                shows=(f"inet6 {address.ip} prefixlen {length}", "UP"),
+                lacks=("IFDISABLED",),
+            ),
+        )
+    ]
+
+
+def _advertised(
+    lan: list[tuple[Interface, IPv6Interface]], options: Options, host: Host
+) -> list[Step]:
+    """An rtadvd(8) of our own for the LAN, where no running one serves it already."""
+    # It reads the prefixes from the routing table, so the interfaces are all it has to be told.
+    # With a configuration, pid file and control socket of its own it and the administrator's live
+    # side by side; without -C it would take away the other's socket.
+    names = [
+        interface.name
+        for interface, address in lan
+        if address.network.prefixlen < 128 and interface.name not in host.advertised
+    ]
+    if not names or not options.advertise:
+        return []
+    pid_file = f"{options.files}.rtadvd.pid"
+    return [
+        Step(
+            (
+                *("rtadvd", "-c", "/dev/null", "-p", pid_file),
+                *("-C", f"{options.files}.rtadvd.sock"),
+                *dict.fromkeys(names),
+            ),
+            # It must end before the addresses go: then it tells the hosts that the router leaves.
+            undo=((STOP, pid_file),),
+        )
+    ]

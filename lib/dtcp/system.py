@@ -15,19 +15,24 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from dtcp import plan
+from dtcp import daemon, plan
 from dtcp.ledger import Ledger, LedgerError, Left
 from dtcp.plan import LINK_LOCAL, TUNNEL, Check, Interface, Step, Words
+
+if TYPE_CHECKING:
+    import subprocess
 
 LIMIT = 5.0  # seconds that a command may take
 HURRY = 4.0  # seconds for all that is left to be run once we were told to stop,
 LEAST = 0.5  # but this for each of them, so that every undo is tried
+FAREWELL = 8.0  # seconds that rtadvd(8) lives on after SIGTERM, saying three times that it leaves
 
 # What service(8) and cron(8) have; taken when we were started with no PATH at all.
 _PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
@@ -77,9 +82,20 @@ class System:
         if self._deadline is None:
             self._deadline = time.monotonic() + HURRY
 
-    def run(self, words: Words, limit: float = LIMIT) -> str:
-        """Run one command; its standard output.  Raises CommandFailed."""
-        output = self._output(words, limit)
+    def run(
+        self,
+        words: Words,
+        *,
+        limit: float | None = None,
+        input: str = "",
+    ) -> str:
+        """Run one command; its standard output.  Raises CommandFailed.
+
+        `limit` in seconds, LIMIT when None; `input` is what it reads.
+        """
+        if words[0] == plan.STOP:
+            return self._stop(words)
+        output = self._output(words, limit or LIMIT, input, {})
         if output.status == 0 and not output.err:
             return output.out
         # Standard error says why; where it is empty (route(8) of 13.2), standard output does.
@@ -87,7 +103,29 @@ class System:
         reason = lines[0].removeprefix(f"{words[0]}: ") if lines else f"exit status {output.status}"
         raise CommandFailed(words, reason, output.status)
 
-    def _output(self, words: Words, limit: float) -> Output:
+    def hook(self, words: Words, environment: dict[str, str], limit: float) -> None:
+        """Run the administrator's script; it may say what it likes.  Raises CommandFailed."""
+        output = self._output(words, limit, "", environment)
+        if output.status:
+            raise CommandFailed(words, f"exit status {output.status}", output.status)
+
+    def _stop(self, words: Words) -> str:
+        """End a daemon by its pid file (plan.STOP), and wait until it has gone."""
+        pid = daemon.locked_by(words[1])
+        if pid is None:
+            return ""  # it ended by itself, and the number may be somebody else's by now
+        self._log(f"kill {pid}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            end = time.monotonic() + FAREWELL
+            while time.monotonic() < end:
+                os.kill(pid, 0)
+                time.sleep(0.05)
+        return ""
+
+    def _output(
+        self, words: Words, limit: float, input: str, environment: dict[str, str]
+    ) -> Output:
         import sh
 
         self._log(plan.spelled(words))
@@ -109,7 +147,7 @@ class System:
                 )
                 ended.set()
 
-        with open(os.devnull, "rb") as nothing:
+        with contextlib.ExitStack() as stack:
             try:
                 # A session of its own keeps the terminal's ^C away from the command.
                 command = sh.Command(program)(
@@ -121,8 +159,8 @@ class System:
                     _close_fds=False,  # would want /dev/fd; Python's are closed on exec anyway
                     _tty_in=False,
                     _tty_out=False,
-                    _in=nothing,
-                    _env={"PATH": path, "LC_ALL": "C"},
+                    _in=input or stack.enter_context(open(os.devnull, "rb")),
+                    _env={"PATH": path, "LC_ALL": "C", **environment},
                 )
             except (sh.ForkException, OSError) as error:
                 raise CommandFailed(words, f"cannot be run: {error}") from None
@@ -169,6 +207,29 @@ class System:
             self.down(been_up=False)
             raise
 
+    def change(self, steps: list[Step], stop: Callable[[], bool] = lambda: False) -> bool:
+        """Make of the plan that was done another one: only what differs is undone and done.
+
+        Whether anything differed.  When a step fails, all is undone, as in `up`.
+        """
+        gone = [step for step in self.done if step not in steps]
+        if not gone and len(steps) == len(self.done):
+            return False
+        kept = [step for step in self.done if step in steps]
+        try:
+            for step in reversed(gone):
+                if stop():
+                    raise Interrupted
+                for words in step.undo:
+                    self._undo(words)
+            self.done = kept
+            self._record()
+        except BaseException:
+            self.down()
+            raise
+        self.up([step for step in steps if step not in kept], stop)
+        return True
+
     def down(self, *, been_up: bool = True) -> list[CommandFailed]:
         """Undo what was done, in reverse, whatever fails; the failures.
 
@@ -209,7 +270,7 @@ class System:
         self.done.append(step)
         self._record()
         try:
-            out = self.run(self._bound(step.do))
+            out = self.run(self._bound(step.do), limit=step.limit, input=step.input)
         except CommandFailed as failed:
             if step.names_tunnel or step.mark:
                 self._find_ours()
@@ -242,7 +303,7 @@ class System:
             if LINK_LOCAL in words:
                 commands = [
                     tuple(address if word == LINK_LOCAL else word for word in commands[0])
-                    for address in self._link_locals()
+                    for address in self._link_locals(commands[0][1])
                 ]
         except CommandFailed as failed:
             commands = []
@@ -260,7 +321,7 @@ class System:
         steps = [*self.done[::-1], *(left or [])[::-1]]
         mark = next((step.mark for step in steps if step.mark), "")
         undo = [words for step in steps for words in step.undo]
-        self._ledger.write(undo, self.tunnel, mark)
+        self._ledger.record(undo, self.tunnel, mark)
 
     def _bound(self, words: Words) -> Words:
         return tuple(self._name(word) for word in words)
@@ -272,14 +333,20 @@ class System:
         if not checks:
             return
         look = self._bound(checks[0].look)
-        seen = _words(self.run(look))
-        for check in checks:
-            for phrase in map(self._name, check.shows):
-                if not _has(seen, phrase):
-                    raise CommandFailed(look, f'does not show "{phrase}"')
-            for phrase in map(self._name, check.lacks):
-                if _has(seen, phrase):
-                    raise CommandFailed(look, f'still shows "{phrase}"')
+        otherwise = next((check.otherwise for check in checks if check.otherwise), "")
+        try:
+            seen = _words(self.run(look))
+            for check in checks:
+                for phrase in map(self._name, check.shows):
+                    if not _has(seen, phrase):
+                        raise CommandFailed(look, f'does not show "{phrase}"')
+                for phrase in map(self._name, check.lacks):
+                    if _has(seen, phrase):
+                        raise CommandFailed(look, f'still shows "{phrase}"')
+        except CommandFailed as failed:
+            if otherwise:
+                raise CommandFailed(look, f"{failed.reason}: {otherwise}") from None
+            raise
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -305,18 +372,53 @@ class System:
         """The name of the interface that carries this mark as its description, or None."""
         return next((each.name for each in self.ours() if each.description == mark), None)
 
-    def default_route(self) -> bool:
-        """Whether there is an IPv6 default route, whoever made it."""
+    def default_route(self, fib: int | None) -> bool:
+        """Whether there is an IPv6 default route in that FIB, whoever made it."""
+        table = () if fib is None else ("-fib", str(fib))
         try:
-            self.run(("route", "-n", "get", "-inet6", "default"))
+            self.run(("route", "-n", "get", "-inet6", *table, "default"))
         except CommandFailed as failed:
             if "has not been found" in failed.reason:
                 return False
             raise
         return True
 
-    def _link_locals(self) -> list[str]:
-        shown = self.run(self._bound(("ifconfig", TUNNEL)))
+    def setting(self, *names: str) -> list[str]:
+        """The values of variables of sysctl(8), as words."""
+        return self.run(("sysctl", "-n", *names)).split()
+
+    def advertised(self) -> tuple[str, ...]:
+        """The interfaces that a running rtadvd(8), other than ours, serves."""
+        try:
+            shown = self.run(("rtadvctl", "show"))
+        except CommandFailed:
+            return ()  # none is running
+        return tuple(re.findall(r"^([A-Za-z][A-Za-z0-9_.]*): flags=", shown, re.MULTILINE))
+
+    def monitor(self) -> subprocess.Popen[bytes]:
+        """`route -n monitor`, whose output means that it is time to look again.
+
+        What it says differs wholly between releases.  It runs for as long as we do, and sh would
+        wake up once a second for that; so it is started without.
+        """
+        import subprocess
+
+        path = os.environ.get("PATH") or _PATH
+        program = shutil.which("route", path=path)
+        if program is None:
+            raise CommandFailed(("route",), f"no such command in {path}")
+        self._log("route -n monitor")
+        return subprocess.Popen(
+            [program, "-n", "monitor"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": path, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+
+    def _link_locals(self, interface: str) -> list[str]:
+        shown = self.run(("ifconfig", interface))
         return re.findall(r"^\s+inet6 (fe80:[0-9a-f:]+)", shown, re.MULTILINE)
 
 
@@ -351,6 +453,8 @@ def _interface(name: str, shown: str) -> Interface:
         description=first(r"^\s+description: (.*)$"),
         groups=tuple(first(r"^\s+groups: (.*)$").split()),
         inet6_disabled="IFDISABLED" in first(r"^\s+nd6 options=[0-9a-f]+<(.*?)>").split(","),
-        link_local=any(address.startswith("fe80:") for address in addresses),
-        addresses=tuple(IPv6Address(each) for each in addresses if not each.startswith("fe80:")),
+        link_local=next((IPv6Address(a) for a in addresses if a.startswith("fe80:")), None),
+        addresses=tuple(IPv6Address(a) for a in addresses if not a.startswith("fe80:")),
+        ether=first(r"^\s+ether ([0-9a-f:]{17})$"),
+        fib=int(first(r"^\s+fib: ([0-9]+)$") or 0),
     )

@@ -1,0 +1,230 @@
+"""Keeping a tunnel: with -l through whatever happens to the server, the network and ourselves."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+
+import pytest
+
+from lab.internet import Internet
+from lab.snapshot import difference
+from tests.running import ROOT, SERVER, Program, login, ping, serve, wait_until
+
+pytestmark = pytest.mark.lab
+
+
+def _index(net: Internet) -> str:
+    """The number of the client's gif0 in the kernel: another one means another interface."""
+    return net.client.run(["ip", "-o", "link", "show", "gif0"]).stdout.partition(":")[0]
+
+
+def _commands(client: Program, since: int) -> list[str]:
+    """The commands that changed something."""
+    lines = client.lines[since:]
+    found = [line.partition("# ")[2] for line in lines if "dtcpc: # " in line]
+    return [line for line in found if not re.match(r"ifconfig \S+$|route -n (get|monitor)", line)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restarted_server_finds_us_back_and_nothing_touched(
+    net: Internet, number: signal.Signals
+) -> None:
+    server = serve(net)
+    with login(net.client, "-l", "-t", "network", "-A", "2001:db8:3c3::1") as client:
+        client.wait_for("up after")
+        index, seen = _index(net), len(client.lines)
+        server.end(number)
+        client.wait_for("lost: .*; trying again at once")
+        with serve(net):
+            back = time.monotonic()
+            wait_until("back", lambda: any("up after" in line for line in client.lines[seen:]))
+            assert time.monotonic() - back < 3
+            assert _commands(client, seen) == []
+            assert _index(net) == index
+            assert ping(net.client)
+            assert client.end() == 0
+
+
+def test_it_waits_for_a_server_that_is_not_there_yet(net: Internet) -> None:
+    net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
+    with login(net.client, "-l", "-t", "host") as client:
+        client.wait_for("Connection refused; trying again at once")
+        client.wait_for("Connection refused; trying again in 1 s|trying again in 2 s")
+        with serve(net):
+            client.wait_for("up after")
+            assert ping(net.client)
+            assert client.end() == 0
+
+
+def test_a_different_grant_changes_only_the_difference(net: Internet) -> None:
+    server = serve(net)
+    with login(net.client, "-l", "-t", "network", "-A", "2001:db8:3c3::1") as client:
+        client.wait_for("up after")
+        index, seen = _index(net), len(client.lines)
+        server.end()
+        with serve(net) as again:
+            again.end()
+        net.server.write("/usr/local/etc/dtcps.routes", "itojun 2001:db8:4c4::/48\n", 0o644)
+        with Program(net.server, "dtcps", "-d", "2001:db8:1::") as server:
+            server.wait_for("listening")
+            wait_until("back", lambda: any("4c4::/48 del" in line for line in client.lines[seen:]))
+            assert _commands(client, seen) == [
+                "route -n delete -inet6 2001:db8:3c3::/48 ::1",
+                "route -n add -inet6 2001:db8:4c4::/48 ::1 -reject",
+            ]
+            assert _index(net) == index
+            assert client.end() == 0
+
+
+def test_a_change_of_our_own_address_is_noticed_at_once(net: Internet) -> None:
+    with serve(net) as server:
+        before = net.client.snapshot()
+        with login(net.client, "-l", "-t", "host") as client:
+            client.wait_for("up after")
+            index, seen = _index(net), len(client.lines)
+            changed = time.monotonic()
+            script = """
+                ifconfig em0 inet 203.0.113.8/24 alias
+                ifconfig em0 inet 203.0.113.7 -alias
+                route -n delete default; route -n add default 203.0.113.1
+                """
+            net.client.run(["sh", "-c", script])
+            client.wait_for("our address was 203.0.113.7 and is 203.0.113.8; trying again at once")
+            server.wait_for("<< tunnel")
+            wait_until("back", lambda: any("up after" in line for line in client.lines[seen:]))
+            assert time.monotonic() - changed < 5
+            assert _index(net) == index
+            tunnels = [line for line in _commands(client, seen) if "tunnel" in line]
+            assert tunnels == [
+                "ifconfig gif0 deletetunnel",
+                "ifconfig gif0 tunnel 203.0.113.8 192.0.2.1",
+            ]
+            assert ping(net.client)
+            assert client.end() == 0
+        script = """
+            ifconfig em0 inet 203.0.113.7/24 alias
+            ifconfig em0 inet 203.0.113.8 -alias
+            route -n delete default; route -n add default 203.0.113.1
+            """
+        net.client.run(["sh", "-c", script])
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_a_refused_login_takes_the_tunnel_down_and_waits_long(net: Internet) -> None:
+    server = serve(net)
+    with login(net.client, "-l", "-t", "host") as client:
+        client.wait_for("up after")
+        server.end()
+        net.server.write("/usr/local/etc/dtcps.users", "itojun:changed\n")
+        with Program(net.server, "dtcps", "-d", "2001:db8:1::") as server:
+            client.wait_for("taking the tunnel down: the server refuses us")
+            client.wait_for("authentication failed.; trying again in 300 s")
+            assert "gif0" not in net.client.run(["ifconfig", "-l"]).stdout
+            assert client.end() == 0
+
+
+def test_hup_logs_in_again_without_a_flap(net: Internet) -> None:
+    """Without -l too."""
+    with serve(net), login(net.client, "-t", "host") as client:
+        client.wait_for("up after")
+        index, seen = _index(net), len(client.lines)
+        client.send(signal.SIGHUP)
+        client.wait_for("told to log in again; trying again at once")
+        wait_until("back", lambda: any("up after" in line for line in client.lines[seen:]))
+        assert _commands(client, seen) == []
+        assert _index(net) == index
+        assert client.end() == 0
+
+
+def _status(net: Internet, *words: str) -> tuple[int, str]:
+    program = [sys.executable, str(ROOT / "dtcpc.py"), "--status", *words]
+    done = net.client.run(program, check=False)
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def test_status(net: Internet) -> None:
+    assert _status(net) == (1, "not running\n")
+    server = serve(net)
+    with login(net.client, "-l", "-t", "network") as client:
+        client.wait_for("up after")
+        status, text = _status(net)
+        assert status == 0
+        assert re.fullmatch(
+            rf"up for .*: {SERVER} as itojun, type network\n"
+            "gif0: 203.0.113.7 --> 192.0.2.1, mtu 1280\n"
+            "routes: default through gif0\n"
+            "2001:db8:3c3::/48 delegated\n"
+            rf"pid {client.pid}\n",
+            text,
+        )
+        status, text = _status(net, "--json")
+        assert status == 0
+        facts = json.loads(text)
+        assert facts["state"] == "up"
+        assert facts["prefixes"] == ["2001:db8:3c3::/48"]
+        client.send(signal.SIGUSR1)
+        client.wait_for(f"up for .*: {SERVER} as itojun")
+        server.end()
+        client.wait_for("Connection refused; trying again in")
+        status, text = _status(net)
+        assert status == 1
+        assert text.startswith("trying again in ")
+        assert "Connection refused" in text
+        assert client.end() == 0
+    assert _status(net) == (1, "not running\n")
+
+
+def test_the_script_gets_the_facts(net: Internet) -> None:
+    script = "#!/bin/sh\necho noise >&2\n{ echo $1; env | grep ^DTCP_ | sort; } >>/run/script.log\n"
+    net.client.write("/run/script", script, 0o700)
+    with serve(net), login(net.client, "-t", "host", "-s", "/run/script") as client:
+        client.wait_for("up after")
+        shown = ["grep", "DTCP_USER", "/run/script.log"]
+        wait_until("the script", lambda: net.client.run(shown, check=False).stdout)
+        assert client.end() == 0
+    up, _, down = net.client.read("/run/script.log").partition("down\n")
+    assert up == f"up\n{down}"
+    assert down.splitlines() == [
+        "DTCP_INNER=2001:db8:1::6",
+        "DTCP_INTERFACE=gif0",
+        "DTCP_LOCAL=203.0.113.7",
+        "DTCP_MTU=1280",
+        "DTCP_PEER=2001:db8:1::5",
+        "DTCP_PREFIXES=",
+        "DTCP_REMOTE=192.0.2.1",
+        f"DTCP_SERVER={SERVER}",
+        "DTCP_TYPE=host",
+        "DTCP_USER=itojun",
+    ]
+
+
+def test_a_failing_script_is_logged_and_nothing_else(net: Internet) -> None:
+    net.client.write("/run/script", "#!/bin/sh\nexit 3\n", 0o700)
+    with serve(net), login(net.client, "-t", "host", "-s", "/run/script") as client:
+        client.wait_for("dtcpc: /run/script up: exit status 3")
+        assert ping(net.client)
+        assert client.end() == 0
+
+
+def test_it_becomes_a_daemon(net: Internet) -> None:
+    """The parent ends before the first connection, but after everything that can be checked."""
+    net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n", 0o644)
+    with login(net.client, "-D", "-l", "-t", "host") as client:
+        assert client.status() == 1
+        assert client.lines[-1].endswith("readable by others; chmod 600 /usr/local/etc/dtcpc.auth")
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-Dl", "-t", "host") as client:
+            assert client.status() == 0
+        pid = net.client.read("/var/run/dtcpc.pid").strip()
+        assert pid != str(client.pid)
+        wait_until("up", lambda: _status(net)[0] == 0)
+        assert ping(net.client)
+        net.client.run(["kill", pid])
+        wait_until("down", lambda: int(pid) not in net.client.processes())
+        assert difference(before, net.client.snapshot()) == []
