@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
@@ -195,9 +196,11 @@ SILENT = {
 }
 
 CASES = [*STRANGERS.values(), *ANSWERS.values(), *GRANTS.values(), *SILENT.values()]
-PORTS = {id(case): 20301 + number for number, case in enumerate(CASES)}
-
 CLOSED_PORT, BLACK_HOLE, REJECTED = 20200, 20201, 20202
+
+
+def port_of(case: Case) -> int:
+    return 20301 + CASES.index(case)
 
 
 class Lab(NamedTuple):
@@ -218,7 +221,7 @@ class Lab(NamedTuple):
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """The clients that need half a minute to give up begin at once, beside the others."""
-    scenes = {PORTS[id(case)]: case.scene for case in CASES}
+    scenes = {port_of(case): case.scene for case in CASES}
     scenes |= {port: [["say", GREETING], ["silent"]] for port in (BLACK_HOLE, REJECTED)}
     with Internet() as net:
         auth = f"{SERVER_NAME}:{USER}:{PASSWORD}\nnowhere.example.org:{USER}:{PASSWORD}\n"
@@ -235,17 +238,16 @@ def lab() -> Iterator[Lab]:
                 }}""",
             ]
         )
-        with Program(net.server, "tests/servers", "hostile", json.dumps(scenes)) as server:
+        with ExitStack() as stack:
+            words = ("tests/servers", "hostile", json.dumps(scenes))
+            server = stack.enter_context(Program(net.server, *words))
             server.wait_for("^ready$")
             lab = Lab(net, server, net.client.snapshot(), {}, time.monotonic())
             for case in SILENT.values():
-                port = PORTS[id(case)]
-                lab.slow[port] = lab.client(port, case.tunnel_type)
-            lab.slow[BLACK_HOLE] = lab.client(BLACK_HOLE)
+                port = port_of(case)
+                lab.slow[port] = stack.enter_context(lab.client(port, case.tunnel_type))
+            lab.slow[BLACK_HOLE] = stack.enter_context(lab.client(BLACK_HOLE))
             yield lab
-            for program in lab.slow.values():
-                with program:  # which ends it, if it still runs
-                    pass
 
 
 def gives(program: Program, port: int, status: int, why: str, limit: float = 15) -> None:
@@ -267,7 +269,7 @@ def heard(lab: Lab, port: int) -> list[str]:
 
 @pytest.mark.parametrize("case", STRANGERS.values(), ids=STRANGERS)
 def test_who_does_not_greet_as_a_dtcp_server_gets_no_digest(lab: Lab, case: Case) -> None:
-    port = PORTS[id(case)]
+    port = port_of(case)
     with lab.client(port, case.tunnel_type) as program:
         gives(program, port, case.status, case.why)
     assert heard(lab, port) == []
@@ -275,14 +277,14 @@ def test_who_does_not_greet_as_a_dtcp_server_gets_no_digest(lab: Lab, case: Case
 
 @pytest.mark.parametrize("case", ANSWERS.values(), ids=ANSWERS)
 def test_a_strange_answer_to_the_login_is_told_in_one_line(lab: Lab, case: Case) -> None:
-    port = PORTS[id(case)]
+    port = port_of(case)
     with lab.client(port, case.tunnel_type) as program:
         gives(program, port, case.status, case.why)
 
 
 @pytest.mark.parametrize("case", GRANTS.values(), ids=GRANTS)
 def test_a_grant_that_makes_no_sense_is_refused_whole(lab: Lab, case: Case) -> None:
-    port = PORTS[id(case)]
+    port = port_of(case)
     with lab.client(port, case.tunnel_type) as program:
         gives(program, port, case.status, case.why)
 
@@ -311,7 +313,7 @@ def test_no_answer_to_the_connection(lab: Lab) -> None:
 
 @pytest.mark.parametrize("case", SILENT.values(), ids=SILENT)
 def test_a_server_that_falls_silent_costs_half_a_minute(lab: Lab, case: Case) -> None:
-    port = PORTS[id(case)]
+    port = port_of(case)
     left = lab.began + 40 - time.monotonic()
     gives(lab.slow[port], port, case.status, case.why, left)
 

@@ -85,6 +85,18 @@ def test_lines_end_with_lf_or_crlf(data: bytes, expected: list[str], way: str) -
     assert lines(data, way) == expected
 
 
+def test_lines_may_be_cut_anywhere() -> None:
+    data = b"a long line\r\nx\n\ny\r\n"
+    for cut in range(len(data) + 1):
+        buffer = LineBuffer()
+        found = []
+        for piece in (data[:cut], data[cut:]):
+            buffer.feed(piece)
+            while (line := buffer.next_line()) is not None:
+                found.append(line)
+        assert found == ["a long line", "x", "", "y"]
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -274,9 +286,10 @@ def test_another_protocol_is_known_by_its_first_bytes(banner: bytes, what: str) 
         (b"no route for this user", False),
         (b"invalid command", False),
         (b"", False),
+        (b"\x1b[2J no\x85", False),
         (b"tunnel interface sold out", True),
         (b"connection timed out, disconnecting", True),
-        (b"Busy, try again later", True),
+        (b"BUSY", True),
         (b"internal error", True),
         (b"server is going down", True),
     ],
@@ -288,7 +301,7 @@ def test_a_refused_login_is_over_and_says_whether_to_come_again(
     feed(told.client, GREETING)
     told.client.take()
     (refused,) = feed(told.client, b"-ERR " + text + b"\r\n", way)
-    assert refused == Refused(text.decode(), at_greeting=False)
+    assert refused == Refused(wire.visible(text.decode("latin-1")), at_greeting=False)
     assert isinstance(refused, Refused)
     assert refused.temporary == temporary
     assert feed(told.client, GRANT) == []
@@ -336,6 +349,12 @@ def test_the_trace_shows_the_conversation_without_the_digest(untrailed: str) -> 
         "<< +OK hi, happy to hear from you",
         ">> quit",
     ]
+
+
+def test_the_trace_cannot_be_forged() -> None:
+    told = Told()
+    feed(told.client, f"+OK {CHALLENGE} \x1b[2J\x0b\x85>> quit\r\n".encode("latin-1"))
+    assert told.trace[0] == f"<< +OK {CHALLENGE} \\x1b[2J\\x0b\\x85>> quit"
 
 
 @pytest.mark.parametrize("echo", [DIGEST, DIGEST.lower(), f"({DIGEST})"])
