@@ -52,10 +52,11 @@ def table(host: Host, family: str, routes: list[Route], wide: bool) -> str:
         flags = f"{letters(route):<6s}"
         if wide:
             flags += f" {number:6d} {mtu(host, route):6d}"
-        name = route.interface or "---"
+        name, via = route.interface or "---", gateway(host, route)
+        # A long gateway is printed whole, at the expense of the blanks before the interface.
+        rest = max(0, netif - max(0, len(via) - second))
         lines.append(
-            f"{destination(host, route):<{first}.{first}s} "
-            f"{gateway(host, route):<{second}.{second}s} {flags} {name:>{netif}s}"
+            f"{destination(host, route):<{first}.{first}s} {via:<{second}s} {flags} {name:>{rest}s}"
         )
     return "\n".join(lines) + "\n"
 
