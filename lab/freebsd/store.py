@@ -8,22 +8,32 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from .model import Address, Host, Interface, Route
 
 HERE = Path("/run/freebsd")
 
+_held: IO[str] | None = None
+
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
     """Commands follow each other. Who is not root may read, and needs no lock for that."""
+    global _held
     if os.geteuid():
         yield
         return
     HERE.mkdir(exist_ok=True)
-    with open(HERE / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(HERE / "lock", "w") as _held:
+        fcntl.flock(_held, fcntl.LOCK_EX)
         yield
+
+
+def unlock() -> None:
+    """For commands that have done their part and now wait, or stay as daemons."""
+    if _held:
+        _held.close()
 
 
 def word(name: str, otherwise: str) -> str:
@@ -48,6 +58,15 @@ def load() -> Host:
         values["addresses"] = [Address(**a) for a in values["addresses"]]
         host.interfaces[name] = Interface(**values)
     return host
+
+
+def version() -> tuple[int, int]:
+    """Another one after each command that changed something."""
+    try:
+        about = (HERE / "state.json").stat()
+    except FileNotFoundError:
+        return 0, 0
+    return about.st_ino, about.st_mtime_ns
 
 
 def save(host: Host) -> None:
