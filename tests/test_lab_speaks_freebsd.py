@@ -52,7 +52,6 @@ COUNTERS = "netstat(1) without -r: the client does not look at counters."
 LIBXO = "No --libxo: the client reads text."
 MONITOR = "No route(8) monitor yet."
 SERVICE = "No rc(8) and no jail(8)."
-RTSOL = "No rtsol(8) yet."
 NGCTL = "No ngctl(8) yet."
 
 # File and number of the line, how the line begins, and why it is let go. A line is only for one
@@ -87,7 +86,6 @@ EXCEPTIONS = {
     "20-probes:61 (route -n monitor": MONITOR,
     '20-probes:62 su -m nobody -c "timeout 2 route -n monitor': MONITOR,
     "20-probes:99 su -m nobody -c 'ngctl": NGCTL,
-    "20-probes:101 su -m nobody -c 'rtsol": RTSOL,
     "20-probes:102 su -m nobody -c 'ndp": NDP,
     "20-probes:103 ndp": NDP,
     "20-probes:104 ndp": NDP,
@@ -114,10 +112,6 @@ EXCEPTIONS = {
     "15.1 20-probes:128 sysctl": "net.netlink is not known: nothing depends on it.",
     "21-probes:10 ping6": NO_PING,
     "21-probes:11 ifconfig gif0 down; ifconfig gif0 up; python3": "The ports are random.",
-    "21-probes:36 rtsol": RTSOL,
-    "21-probes:37 rtsol": RTSOL,
-    "21-probes:38 ifconfig gif2 create; rtsol": RTSOL,
-    "21-probes:39 timeout -s TERM 3 rtsol": RTSOL,
     "21-probes:40 jail": SERVICE,
     "21-probes:41 jail": SERVICE,
     "21-probes:42 ngctl": NGCTL,
