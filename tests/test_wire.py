@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address
 
 import pytest
@@ -479,6 +480,17 @@ def test_a_reply_that_nobody_asked_for_is_an_error(way: str) -> None:
             feed(client, before, now=60)
         with pytest.raises(ProtocolError, match=r'^a reply nobody asked for: "pong"$'):
             feed(client, b"+OK pong\r\n", way, 61)
+
+
+def test_a_stranger_hears_nothing_of_us_at_all() -> None:
+    for said in (b"", b"+OK 00", b"SSH-2.0-x\r\n", b"+OK hello\r\n", b"+OK " + b"0" * 600):
+        told = Told()
+        with suppress(ProtocolError):
+            if said:
+                feed(told.client, said)
+        told.client.quit()
+        assert told.client.take() == b""
+        assert told.client.tick(1e9) == []
 
 
 def test_quit_is_said_once_and_nothing_is_heard_after_it() -> None:

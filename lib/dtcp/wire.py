@@ -293,10 +293,10 @@ class Client:
         return []
 
     def quit(self) -> None:
-        """Say goodbye, if there is somebody to say it to."""
-        if self._state != "over":
+        """Say goodbye, if there is somebody to say it to: who never greeted us hears nothing."""
+        if self._state not in ("greeting", "over"):
             self._send("quit")
-            self._state = "over"
+        self._state = "over"
 
     def _send(self, line: str) -> None:
         self._trace(f">> {self._masked(line)}")
