@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 AUTH_FILE = "/usr/local/etc/dtcpc.auth"
 PID_FILE = "/var/run/dtcpc.pid"
+UDP_PORT = 4028
 
 # The exit status says what a script should do next.  64 to 77 are those of sysexits(3).
 OK, FAILED, USAGE, TRY_AGAIN, NOT_ALLOWED = 0, 1, 64, 75, 77
@@ -44,6 +45,10 @@ CONNECT_TIME = 10.0  # seconds for one address of the server
 RESOLVE_TIME = 30.0
 QUIT_TIME = 2.0  # seconds that a server has for answering to our `quit`
 SCRIPT_TIME = 10.0  # seconds that the script of -s may take
+
+# Of -U: a NAT may forget a UDP flow after 30 s (RFC 4787 section 4.3 asks for 2 minutes).
+HEARTBEAT = 20.0  # seconds
+HEARTBEATS_MISSED = 6  # the first five come within 16 s
 
 # Of -l, in seconds.
 LONGEST = 300.0  # wait between two attempts
@@ -129,7 +134,7 @@ def _ipv6(text: str) -> IPv6Address:
 def _address(text: str) -> IPv6Interface:
     word, length = _with_length(text)
     address = _ipv6(word)
-    if address.is_unspecified or address.is_multicast or address.is_loopback:
+    if address.is_multicast or address in IPv6Network("::/8"):
         raise argparse.ArgumentTypeError(f"{word} cannot be an interface's address")
     if length == 0:
         raise argparse.ArgumentTypeError(f"{text!a}: the prefix length is not 1 to 128")
@@ -237,9 +242,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked against each other.  Exits with USAGE and a line that says why."""
     p = parser()
     options = p.parse_args(argv)
-    for option, given in (("-b", options.udp_port), ("-B", options.nat_port), ("-U", options.udp)):
-        if given:
-            p.error(f"{option}: not available yet")
+    for option, given in (("-b", options.udp_port), ("-B", options.nat_port)):
+        if given and not options.udp:
+            p.error(f"{option}: makes sense with -U only")
+    for option, given in (("-c", not options.create), ("-o", options.keep)):
+        if given and options.udp:
+            p.error(f"{option}: a tunnel over UDP has an interface of its own; leave out -U")
     if options.json and not options.status:
         p.error("--json: makes sense with --status only")
     if options.server is None and not options.status:
@@ -264,6 +272,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         options.script = os.path.abspath(options.script)
         if not (os.path.isfile(options.script) and os.access(options.script, os.X_OK)):
             p.error(f"-s: {options.script}: not an executable file")
+    options.udp_port = options.udp_port or UDP_PORT
     # A daemon's working directory is /.
     options.pid_file = os.path.abspath(options.pid_file)
     options.files = options.pid_file.removesuffix(".pid")
@@ -297,11 +306,11 @@ def _login_name() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run dtcpc; its exit status."""
-    options = parse(argv)
     daemon.settle()
+    options = parse(argv)
     log = daemon.Log("dtcpc", verbose=options.debug)
-    for number in daemon.ENDING:
-        signal.signal(number, _raise_stopped)
+    for number in (*daemon.ENDING, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, _raise_stopped)  # until there are daemon.Signals
     try:
         if options.status:
             return show_status(options)
@@ -331,6 +340,16 @@ def main(argv: list[str] | None = None) -> int:
     ) as error:
         log.error(str(error))
         return FAILED
+
+
+def show(lines: list[str]) -> int:
+    """Print what was asked for.  Raises Failure."""
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains about it once more
+        raise Failure(f"standard output: {error.strerror}") from None
+    return OK
 
 
 def _raise_stopped(number: int, frame: object) -> NoReturn:
@@ -374,6 +393,7 @@ class Client:
             delegations=options.delegations,
             advertise=options.advertise,
             files=options.files,
+            node=f"dtcpc{os.getpid()}",
         )
         self._host = plan.Host()  # as it was before we did anything to it
         self._granted: grant.Grant | None = None
@@ -391,9 +411,10 @@ class Client:
         self._survey()
         secret = find_password(self._options)
         if self._options.daemon:
-            daemon.detach()
+            ready = daemon.detach()
             self._log.to_syslog()
             pid_file.write()
+            ready()
         self._signals = daemon.Signals()
         self._signals.on_stop = self._system.hurry
         self._tell(
@@ -418,9 +439,18 @@ class Client:
             self._log.error(str(failure))
             self._end()
             return failure.status
+        except BaseException:  # whatever it is, it must not leave a tunnel behind
+            self._end()
+            raise
 
     def dry_run(self) -> int:
         """Log in, print what would be done, and log out."""
+        pid = daemon.locked_by(self._options.pid_file)
+        if pid is not None:
+            raise Failure(
+                f"dtcpc is running as pid {pid}, and the server would end its tunnel for ours;"
+                " stop it first"
+            )
         self._survey()
         secret = find_password(self._options)
         self._signals = daemon.Signals()
@@ -429,8 +459,7 @@ class Client:
             connection.quit()
             connection.wait_for_end()
         existing = self._host.existing
-        print("\n".join(plan.script(steps, existing.name if existing else None)))
-        return OK
+        return show(plan.script(steps, existing.name if existing else None))
 
     # --- before the first login ---------------------------------------------------------------
 
@@ -454,7 +483,10 @@ class Client:
         self._log.notice(f"undoing what a killed dtcpc has left ({left.tunnel or left.mark})")
         failures = self._system.undo_left(left)
         if failures:
-            raise Failure(f"what a killed dtcpc has left cannot be undone: {failures[0]}")
+            raise Failure(
+                f"what a killed dtcpc has left cannot be undone: {failures[0]}; mend that, and"
+                f" remove {self._options.files}.state"
+            )
 
     def _survey(self) -> None:
         """Look at what the options name on this host.  Raises Failure."""
@@ -489,6 +521,10 @@ class Client:
             found = self._system.interface(name or "gif0")
             if found is None:
                 raise Failure(f"{name or 'gif0'}: no such interface; create it, or leave out -c")
+            if "gif" not in found.groups:
+                raise Failure(f"{found.name}: no gif interface, so -c cannot use it")
+            if found.outer is None and found.running:
+                raise Failure(f"{found.name}: has an outer pair over IPv6; -c cannot use it")
             return found
         if name is None:
             return next(filter(_is_kept, self._system.ours()), None)
@@ -516,6 +552,7 @@ class Client:
                 own=connection.own,
                 server=connection.address,
                 nat=self._options.nat,
+                port=self._options.udp_port if self._options.udp else None,
             )
         except grant.GrantError as error:
             raise Failure(
@@ -524,13 +561,16 @@ class Client:
         except grant.BehindNat as error:
             raise Failure(str(error), NOT_ALLOWED) from None
         for remark in remarks:
-            self._log.info(remark)
+            (self._log.info if remark.startswith("ignored") else self._log.notice)(remark)
         return granted
 
     def _plan(self, granted: grant.Grant) -> list[plan.Step]:
         if not self._system.done and plan.ANYWHERE in self._wanted.destinations:
             has_default = self._system.default_route(self._wanted.fib)
             self._host = self._host._replace(default_route=has_default)
+        if not self._system.done:
+            routed = tuple(filter(self._system.has_route, granted.prefixes))
+            self._host = self._host._replace(routed=routed)
         mark = plan.mark("dtcpc", self._options.user, self._options.server, os.getpid())
         return plan.client(granted, self._wanted, self._host, mark)
 
@@ -551,6 +591,8 @@ class Client:
             self._give_up(str(error))
             raise Failure(str(error)) from None
         except system.CommandFailed as failed:
+            for failure in failed.undone_badly:
+                self._log.error(f"could not be undone: {failure}")
             if self._signals.stopping:  # it was given no more time
                 raise Stopped from None
             raise Failure(f"the tunnel could not be made: {failed}") from None
@@ -600,8 +642,16 @@ class Client:
     def _keep(self, connection: Connection) -> NoReturn:
         """Keep the tunnel until there is a reason not to.  Ends by Failure or Stopped."""
         self._watch()
+        heart = Heartbeat(self._system.tunnel or "") if self._options.udp else None
+        with contextlib.closing(heart) if heart else contextlib.nullcontext():
+            self._keep_going(connection, heart)
+
+    def _keep_going(self, connection: Connection, heart: Heartbeat | None) -> NoReturn:
         while True:
-            changed = self._wait(connection.deadline - time.monotonic(), connection)
+            until = min(connection.deadline, heart.next if heart else connection.deadline)
+            changed = self._wait(until - time.monotonic(), connection)
+            if heart is not None and heart.next <= time.monotonic():
+                self._beat(heart)
             if self._signals.reload:
                 self._signals.reload = False
                 raise Failure("told to log in again", TRY_AGAIN, asked=True)
@@ -619,6 +669,16 @@ class Client:
             for event in connection.events_now():
                 if isinstance(event, wire.Lost):
                     raise Failure(f"lost: {event.reason}", TRY_AGAIN)
+
+    def _beat(self, heart: Heartbeat) -> None:
+        """See that a tunnel over UDP still carries packets.  Raises Failure."""
+        try:
+            if self._system.mend():
+                self._log.notice("the tunnel's UDP socket had lost its peer: connected again")
+        except system.CommandFailed as failed:
+            raise Failure(f"lost: {failed}", TRY_AGAIN) from None
+        if not heart.beat(time.monotonic()) and self._options.nat:
+            raise Failure("lost: nothing comes back through the tunnel", TRY_AGAIN, at_once=True)
 
     def _wait(self, seconds: float, connection: Connection | None = None) -> bool:
         """Wait for whatever happens, `seconds` at most.  Whether the network changed.
@@ -644,7 +704,10 @@ class Client:
     def _watch(self) -> None:
         """Have the network watched, so that changes of our address are noticed at once."""
         if self._monitor is None:
-            self._monitor = self._system.monitor()
+            try:
+                self._monitor = self._system.monitor()
+            except (system.CommandFailed, OSError) as error:  # then we look once a minute
+                self._log.error(f"the network cannot be watched: {error}")
 
     def _stop_monitor(self) -> None:
         if self._monitor is not None and self._monitor.stdout is not None:
@@ -728,7 +791,10 @@ class Client:
     def _tell(self, **facts: object) -> None:
         self._facts |= facts
         if self._ledger is not None:
-            self._ledger.tell(**facts)
+            try:
+                self._ledger.tell(**facts)
+            except LedgerError as error:  # --status will be behind, the tunnel is not worse for it
+                self._log.error(str(error))
 
     def _script(self, event: str) -> None:
         """Run the administrator's script (-s).  What comes of it is his business."""
@@ -805,9 +871,9 @@ def show_status(options: argparse.Namespace) -> int:
     pid = daemon.locked_by(options.pid_file)
     facts = Ledger(options.files + ".state").facts() if pid else {}
     if options.json:
-        print(json.dumps({"state": "not running"} | facts, indent=1))
+        show([json.dumps({"state": "not running"} | facts, indent=1)])
     else:
-        print("\n".join(status_lines(facts)))
+        show(status_lines(facts))
     return OK if facts.get("state") == "up" else FAILED
 
 
@@ -840,6 +906,53 @@ def _span(seconds: float) -> str:
     days, h = divmod(hours, 24)
     parts = [f"{n} {unit}" for n, unit in ((days, "d"), (h, "h"), (m, "min"), (s, "s")) if n]
     return " ".join(parts[:2]) or "0 s"
+
+
+def announced(options: argparse.Namespace) -> int | None:
+    """The UDP port for the server to send to; 0: it must find out; None: not over UDP."""
+    if not options.udp:
+        return None
+    if options.nat:
+        return int(options.nat_port or 0)
+    return int(options.nat_port or options.udp_port)
+
+
+class Heartbeat:
+    """Small packets through a tunnel over UDP: they keep a NAT's entry alive, and show that the
+    tunnel carries something.
+
+    An echo request to all routers on the link (RFC 4443 section 4.1, RFC 4291 section 2.7.1):
+    whoever routes for us answers it.
+    """
+
+    def __init__(self, interface: str) -> None:
+        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        self._socket.setblocking(False)
+        self._to = ("ff02::2", 0, 0, socket.if_nametoindex(interface))
+        self._packet = bytes((128, 0, 0, 0)) + os.urandom(4)  # the kernel fills in the check sum
+        self._unanswered = 0
+        self._sent = 0
+        self.next = time.monotonic()
+
+    def beat(self, now: float) -> bool:
+        """Send one.  Whether the last ones were answered, as far as any ever was."""
+        answered = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                answer = self._socket.recv(64)
+                answered = answered or (answer[0] == 129 and answer[4:8] == self._packet[4:8])
+        if answered:
+            self._unanswered = 0
+        # Its own address may be tentative for a second, and the first packets may find no taker.
+        with contextlib.suppress(OSError):
+            self._socket.sendto(self._packet, self._to)
+        self._sent += 1
+        self._unanswered += 1
+        self.next = now + min(HEARTBEAT, 2.0 ** (self._sent - 1))
+        return self._unanswered <= HEARTBEATS_MISSED
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 # --- the way to the server --------------------------------------------------------------------
@@ -876,7 +989,9 @@ class Connection:
             except OSError as error:
                 failures.append(f"{name}: {error.strerror}")
                 continue
-            client = wire.Client(options.user, secret, options.type, begun, trace=log.debug)
+            client = wire.Client(
+                options.user, secret, options.type, begun, udp=announced(options), trace=log.debug
+            )
             return cls(sock, name, client, signals)
         raise Failure("; ".join(failures), TRY_AGAIN)
 
@@ -1003,6 +1118,8 @@ def resolve(server: str, signals: daemon.Signals) -> list[IPv4Address]:
             answers.append(list(dict.fromkeys(IPv4Address(each[4][0]) for each in found)))
         except socket.gaierror as error:
             answers.append(error)
+        except Exception as error:  # nobody else would hear of it
+            answers.append(socket.gaierror(socket.EAI_FAIL, str(error)))
         finally:
             os.close(finish)
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import itertools
+import math
 import os
 import re
+import resource
 import secrets
 import selectors
 import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
@@ -32,12 +36,15 @@ from dtcp.grant import Grant  # noqa: E402
 USER_FILE = "/usr/local/etc/dtcps.users"
 ROUTE_FILE = "/usr/local/etc/dtcps.routes"
 PID_FILE = "/var/run/dtcps.pid"
+UDP_PORT = 4028
 GREETING = f"dtcps {__version__} tunnel server"
 
 OK, FAILED, USAGE, NOT_ALLOWED = 0, 1, 64, 77
 
 CONNECTIONS = 200
+DESCRIPTORS = 60  # that are kept free of clients, for the commands and ourselves
 WORKERS = 4  # commands that run at the same time
+LOOK_INTERVAL = 20.0  # seconds between two looks at the sockets of tunnels over UDP
 ENDING_TIME = 10.0  # seconds for taking all tunnels down at the end
 
 
@@ -81,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = _Parser(
         prog="dtcps",
-        usage="dtcps [-dD] [-p port] [--users file] [--routes file] [prefix]",
+        usage="dtcps [-dDU] [-b udp-port] [-p port] [--users file] [--routes file] [prefix]",
         description="Give IPv6 tunnels to DTCP clients.",
         allow_abbrev=False,
     )
@@ -93,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
     a("-D", dest="foreground", action="store_true", help="do not become a daemon")
     a("-p", dest="port", metavar="port", type=_port, default=wire.PORT,
       help=f"TCP port ({wire.PORT})")
+    a("-U", dest="udp", action="store_true", help="allow tunnels over UDP")
+    a("-b", dest="udp_port", metavar="udp-port", type=_port, default=UDP_PORT,
+      help=f"with -U: the lowest port of ours ({UDP_PORT})")
     a("--users", metavar="file", default=USER_FILE,
       help=f"lines user:password ({USER_FILE})")
     a("--routes", metavar="file", default=ROUTE_FILE,
@@ -166,12 +176,10 @@ class Peer:
         sock: socket.socket,
         session: wire.Session,
         host: system.System,
-        log: Callable[[str], None],
     ) -> None:
         self.socket = sock
         self.session = session
         self.system = host
-        self.log = log
         self.address = IPv4Address(sock.getpeername()[0])
         self.own = IPv4Address(sock.getsockname()[0])
         self.user = ""
@@ -180,6 +188,9 @@ class Peer:
         self.ending = ""  # why, once the conversation is over
         self.work: concurrent.futures.Future[None] | None = None
         self.leaving = False  # the work is the taking down
+        self.port: int | None = None  # of ours, for a tunnel over UDP
+        self.waiting: Grant | None = None  # for the first packet, to learn where they come from
+        self.ear: socket.socket | None = None  # which hears it
 
     def flush(self) -> None:
         """Send what can be sent now."""
@@ -193,12 +204,7 @@ class Peer:
             self.unsent = b""  # reading will tell what happened
 
 
-class Done(NamedTuple):
-    """A worker has finished with a peer.  If that has a tunnel now, `reply` is for its client."""
-
-    peer: Peer
-    reply: str = ""
-    refusal: str = ""
+Finish = Callable[[], None]  # what the main thread does when a worker has finished
 
 
 # --- the server -------------------------------------------------------------------------------
@@ -212,18 +218,26 @@ class Server:
         self._prefix: IPv6Network | None = options.prefix
         self._users = read_users(options.users)
         self._routes = read_routes(options.routes)
+        self._udp_port: int | None = options.udp_port if options.udp else None
         self._peers: set[Peer] = set()
-        self._selector = selectors.DefaultSelector()
+        self._selector: selectors.BaseSelector
+        self._signals: daemon.Signals
         self._workers = concurrent.futures.ThreadPoolExecutor(WORKERS, "command")
-        self._done: list[Done] = []
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(1, min(CONNECTIONS, (descriptors - DESCRIPTORS) // 2))
+        self._broken: list[system.System] = []  # whose tunnels could not be taken down
+        self._done: list[tuple[Peer, Finish]] = []
+        self._next_look = math.inf  # at the sockets of tunnels over UDP
         self._listener = _listen(options.port)
-        self._signals = daemon.Signals()
         self._finished, self._finish = os.pipe()
         os.set_blocking(self._finished, False)
 
-    def serve(self) -> int:
-        """Serve until we are told to end.  The exit status."""
-        self._sweep()
+    def serve(self, ready: Callable[[], None]) -> int:
+        """Serve until we are told to end; `ready` is called when we do.  The exit status."""
+        # Made here, for a kqueue(2) does not survive the fork(2) of a daemon.
+        self._selector = selectors.DefaultSelector()
+        self._signals = daemon.Signals()
+        ready()
         self._log.notice(f"listening on port {self._listener.getsockname()[1]}")
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._signals.woken, selectors.EVENT_READ, self._signals.drain)
@@ -245,19 +259,27 @@ class Server:
         now = time.monotonic()
         for peer in [each for each in self._peers if each.session.deadline <= now]:
             self._settle(peer, peer.session.tick(now))
+        if self._next_look <= now:
+            self._look_at_sockets()
 
     def _until(self) -> float | None:
         """Seconds to the next thing that time brings, or None."""
         due = [peer.session.deadline for peer in self._peers if not peer.ending and not peer.work]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        first = min([*due, self._next_look])
+        return None if first == math.inf else max(0.0, first - time.monotonic())
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove the tunnels of a killed instance: by the pid file's lock there is no other."""
         host = system.System(self._log.command)
         for interface in host.ours():
             if interface.description.startswith("dtcps "):
                 self._log.notice(f"removing {interface.name}, which a killed dtcps has left")
-                host.run(("ifconfig", interface.name, "destroy"))
+                if not interface.name.startswith("ng"):
+                    host.run(("ifconfig", interface.name, "destroy"))
+        if self._udp_port is not None:
+            nodes = re.findall(r"Name: (dtcps[0-9]+u[0-9]+) ", host.run(("ngctl", "list")))
+            for node in nodes:
+                host.run(("ngctl", "shutdown", f"{node}:"))
 
     # --- connections --------------------------------------------------------------------------
 
@@ -266,7 +288,7 @@ class Server:
             sock, (address, port) = self._listener.accept()
         except OSError:  # gone again, or no descriptor free
             return
-        if len(self._peers) >= CONNECTIONS:
+        if len(self._peers) >= self._most:
             with contextlib.suppress(OSError):
                 sock.send(f"-ERR {wire.BUSY}\r\n".encode())
             sock.close()
@@ -281,7 +303,7 @@ class Server:
         challenge = secrets.token_hex(16).upper()
         session = wire.Session(GREETING, challenge, self._users.get, time.monotonic(), trace=trace)
         try:
-            peer = Peer(sock, session, system.System(self._log.command), trace)
+            peer = Peer(sock, session, system.System(self._log.command))
         except OSError:  # the client has gone already
             sock.close()
             return
@@ -325,6 +347,7 @@ class Server:
         if peer.socket.fileno() >= 0:
             self._selector.unregister(peer.socket)
             peer.socket.close()
+        self._stop_listening(peer)
         if peer.work is not None:
             return  # and come back here when it is finished
         if peer.system.done:
@@ -338,6 +361,9 @@ class Server:
     def _asked(self, peer: Peer, asked: wire.Asked) -> None:
         """Refuse what a user asks for, or set a worker to it."""
         now = time.monotonic()
+        if asked.udp is not None and self._udp_port is None:
+            self._settle(peer, peer.session.refuse(wire.NO_UDP, now))
+            return
         prefixes: tuple[IPv6Network, ...] = ()
         inner: tuple[IPv6Address | None, IPv6Address | None] = (None, None)
         if asked.type in ("network", "tunnelroute"):
@@ -352,7 +378,11 @@ class Server:
         ends = (peer.own, peer.address)
         rivals = [other for other in others if other.user == asked.user]
         if any(each.work and not each.leaving for each in rivals) or any(
-            (each.own, each.address) == ends and each not in rivals for each in others
+            asked.udp is None
+            and each.port is None
+            and (each.own, each.address) == ends
+            and each not in rivals
+            for each in others
         ):
             # gif(4) cannot have two tunnels with the same ends.
             self._settle(peer, peer.session.refuse(wire.BUSY, now))
@@ -369,6 +399,9 @@ class Server:
                 return
         peer.user = asked.user
         granted = Grant(peer.address, peer.own, *inner, prefixes)
+        if asked.udp is not None:
+            peer.port = self._free_port({each.port for each in self._peers})
+            granted = granted._replace(ports=(asked.udp, peer.port))
         for other in rivals:
             # Its connection is half open, and its client has restarted; or it is leaving anyway.
             if not other.leaving:
@@ -377,7 +410,11 @@ class Server:
                 other.flush()
                 self._leave(other)
         leaving = [other.work for other in rivals if other.work]
-        self._submit(peer, lambda: self._bring_up(peer, granted, leaving))
+        if asked.udp == 0:
+            self._listen_for(peer, granted, now)
+            return
+        broken, self._broken = self._broken, []
+        self._submit(peer, lambda: self._bring_up(peer, granted, leaving, broken))
 
     def _pair(self, slot: int) -> tuple[IPv6Address | None, IPv6Address | None]:
         """The inner addresses of client and server in the numbering of KAME's server."""
@@ -387,56 +424,136 @@ class Server:
             return None, None
         return self._prefix[base + 2], self._prefix[base + 1]
 
-    def _submit(self, peer: Peer, work: Callable[[], Done]) -> None:
+    def _free_port(self, taken: set[int | None]) -> int:
+        assert self._udp_port is not None
+        return next(port for port in itertools.count(self._udp_port) if port not in taken)
+
+    def _listen_for(self, peer: Peer, granted: Grant, now: float) -> None:
+        """Grant a tunnel whose client is behind a NAT, and wait for its first packet.
+
+        An ng_ksocket(4) sends nowhere until it is connected, so somebody else has to hear first
+        from where the packets come: a socket of our own, on the same port.
+        """
+        assert peer.port is not None
+        try:
+            peer.ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            peer.ear.setblocking(False)
+            peer.ear.bind((str(peer.own), peer.port))
+        except OSError as error:
+            self._log.error(f"{peer.user}: UDP port {peer.port}: {error.strerror}")
+            self._settle(peer, peer.session.refuse(wire.INTERNAL, now))
+            return
+        peer.waiting = granted
+        self._selector.register(peer.ear, selectors.EVENT_READ, partial(self._hear, peer))
+        self._settle(peer, peer.session.accept(granted.reply(), now))
+
+    def _hear(self, peer: Peer) -> None:
+        """The first packets of a client behind a NAT: now we know where it is."""
+        assert peer.ear is not None
+        assert peer.waiting is not None
+        try:
+            packet, (address, port) = peer.ear.recvfrom(65535)
+        except OSError:
+            return
+        # Anybody can send here.  It must come from where the client logged in, and be what the
+        # client would send: one whole IPv6 packet.
+        if address != str(peer.address) or not _is_ipv6(packet):
+            return
+        granted = peer.waiting._replace(ports=(port, peer.port or 0))
+        self._stop_listening(peer)
+        self._submit(peer, lambda: self._bring_up(peer, granted, [], []))
+
+    def _stop_listening(self, peer: Peer) -> None:
+        if peer.ear is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(peer.ear)
+            peer.ear.close()
+        peer.ear = peer.waiting = None
+
+    def _submit(self, peer: Peer, work: Callable[[], Finish]) -> None:
+        """Set a worker to something for a peer; what it returns is done by the main thread."""
+
         def run() -> None:
             try:
-                self._done.append(work())
+                finish = work()
             except Exception as error:  # a worker must not die silently with a peer in its hands
                 self._log.error(f"{peer.user or peer.address}: {error!r}")
-                self._done.append(Done(peer, refusal="" if peer.leaving else wire.INTERNAL))
+                finish = partial(self._refused, peer)
+            self._done.append((peer, finish))
             os.write(self._finish, b".")
 
         peer.work = self._workers.submit(run)
-
-    def _bring_up(
-        self, peer: Peer, granted: Grant, leaving: list[concurrent.futures.Future[None]]
-    ) -> Done:
-        # Those were submitted before us, so they have a worker already.
-        concurrent.futures.wait(leaving)
-        mark = plan.mark("dtcps", peer.user, str(peer.address), os.getpid())
-        try:
-            peer.system.up(plan.server(granted.turned(), mark))
-        except system.CommandFailed as failed:
-            # The details are for our log only.
-            self._log.error(f"{peer.user}: the tunnel could not be made: {failed}")
-            return Done(peer, refusal=wire.INTERNAL)
-        self._log.notice(f"{peer.user}: up: {peer.system.tunnel} to {peer.address}")
-        return Done(peer, reply=granted.reply())
-
-    def _take_down(self, peer: Peer) -> Done:
-        for failure in peer.system.down():
-            self._log.error(f"{peer.user}: could not be undone: {failure}")
-        self._log.notice(f"{peer.user}: down: {peer.ending}")
-        return Done(peer)
 
     def _collect(self) -> None:
         """Take over from the workers."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._finished, 1024)
-        now = time.monotonic()
         while self._done:
-            done = self._done.pop(0)
-            peer = done.peer
+            peer, finish = self._done.pop(0)
             peer.work = None
             if peer.leaving:
                 self._peers.discard(peer)
+                if peer.system.done:
+                    self._broken.append(peer.system)
             elif peer.ending:
-                self._leave(peer)  # it went while its tunnel was being made
-            elif done.reply:
-                self._settle(peer, peer.session.accept(done.reply, now))
+                self._leave(peer)  # it went while we were at work for it
             else:
-                peer.user, peer.slot = "", None
-                self._settle(peer, peer.session.refuse(done.refusal, now))
+                finish()
+
+    def _bring_up(
+        self,
+        peer: Peer,
+        granted: Grant,
+        leaving: list[concurrent.futures.Future[None]],
+        broken: list[system.System],
+    ) -> Finish:
+        # Those were submitted before us, so they have a worker already.
+        concurrent.futures.wait(leaving)
+        # What is left of an earlier tunnel may stand in the way of this one.
+        self._broken += [host for host in broken if host.down()]
+        mark = plan.mark("dtcps", peer.user, str(peer.address), os.getpid())
+        try:
+            node = f"dtcps{os.getpid()}u{peer.port}"
+            peer.system.up(plan.server(granted.turned(), mark, node))
+        except system.CommandFailed as failed:
+            # The details are for our log only.
+            self._log.error(f"{peer.user}: the tunnel could not be made: {failed}")
+            return partial(self._refused, peer)
+        self._log.notice(f"{peer.user}: up: {peer.system.tunnel} to {peer.address}")
+        return partial(self._granted, peer, granted)
+
+    def _granted(self, peer: Peer, granted: Grant) -> None:
+        if granted.ports is not None:
+            self._next_look = min(self._next_look, time.monotonic() + LOOK_INTERVAL)
+        if not peer.session.granted:  # behind a NAT it has had its answer long since
+            self._settle(peer, peer.session.accept(granted.reply(), time.monotonic()))
+
+    def _refused(self, peer: Peer) -> None:
+        if peer.session.granted:
+            peer.session.close(wire.INTERNAL)
+            self._settle(peer, [wire.Ended("its tunnel is broken")])
+        else:
+            peer.user, peer.slot, peer.port = "", None, None
+            self._settle(peer, peer.session.refuse(wire.INTERNAL, time.monotonic()))
+
+    def _take_down(self, peer: Peer) -> Finish:
+        for failure in peer.system.down():
+            self._log.error(f"{peer.user}: could not be undone: {failure}")
+        self._log.notice(f"{peer.user}: down: {peer.ending}")
+        return _nothing
+
+    def _look_at_sockets(self) -> None:
+        """See that the tunnels over UDP can send: an ICMP unreachable disconnects their sockets."""
+        over_udp = [peer for peer in self._peers if peer.port and peer.system.done]
+        self._next_look = time.monotonic() + LOOK_INTERVAL if over_udp else math.inf
+        for peer in over_udp:
+            if not peer.work:
+                self._submit(peer, partial(self._mend, peer))
+
+    def _mend(self, peer: Peer) -> Finish:
+        if peer.system.mend():
+            self._log.info(f"{peer.user}: the UDP socket had lost its peer: connected again")
+        return _nothing
 
     def _end(self) -> int:
         """Take all tunnels down."""
@@ -455,6 +572,19 @@ class Server:
         return FAILED if self._peers else OK
 
 
+def _nothing() -> None:
+    pass
+
+
+def _is_ipv6(packet: bytes) -> bool:
+    """Whether this is one whole IPv6 packet (RFC 8200 section 3)."""
+    return (
+        len(packet) >= 40
+        and packet[0] >> 4 == 6
+        and len(packet) == 40 + int.from_bytes(packet[4:6], "big")
+    )
+
+
 def _listen(port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -470,8 +600,8 @@ def _listen(port: int) -> socket.socket:
 
 def main(argv: list[str] | None = None) -> int:
     """Run dtcps; its exit status."""
-    options = parser().parse_args(argv)
     daemon.settle()
+    options = parser().parse_args(argv)
     log = daemon.Log("dtcps", verbose=options.debug)
     try:
         if os.geteuid() != 0:
@@ -479,11 +609,13 @@ def main(argv: list[str] | None = None) -> int:
         pid_file = daemon.PidFile(PID_FILE)
         try:
             server = Server(options, log)
+            server.sweep()
+            ready = _nothing
             if not (options.debug or options.foreground):
-                daemon.detach()
+                ready = daemon.detach()
                 log.to_syslog()
             pid_file.write()
-            return server.serve()
+            return server.serve(ready)
         finally:
             pid_file.remove()
     except Failure as failure:

@@ -125,6 +125,19 @@ WRONG: list[tuple[list[str], str]] = [
     (["other.example.org"], f"unrecognized arguments: {SERVER}"),
     (["-a"], "-a: makes sense with -P only"),
     (["-c", "-o"], "-c: never destroys the interface; leave out -o"),
+    (["-b", "4029"], "-b: makes sense with -U only"),
+    (["-B", "4029"], "-B: makes sense with -U only"),
+    (["-U", "-c"], "-c: a tunnel over UDP has an interface of its own; leave out -U"),
+    (["-U", "-o"], "-o: a tunnel over UDP has an interface of its own; leave out -U"),
+    (["-R", "default", "-r", "solicit"], "-R: makes sense with -r static only"),
+    (["-P", "em1/1"], "-P: type tunnelonly has no delegated prefix; use -t network"),
+    (["-P", "em1/1", "-t", "host"], "-P: type host has no delegated prefix; use -t network"),
+    (["-P", "em1/1,em1/1/::2", "-t", "network"], "-P: the same SLA ID twice on the same interface"),
+    (["--json"], "--json: makes sense with --status only"),
+    (["--dry-run", "-D"], "--dry-run: ends by itself; leave out -D and -l"),
+    (["--dry-run", "-l"], "--dry-run: ends by itself; leave out -D and -l"),
+    (["-s", "/nonexistent"], "-s: /nonexistent: not an executable file"),
+    (["-s", "/etc/passwd"], "-s: /etc/passwd: not an executable file"),
 ]
 
 SERVERS = [
@@ -247,27 +260,6 @@ def test_what_is_well_formed_would_have_been_sent(listener: socket.socket, place
     listener.accept()[0].close()
     said = client.communicate(timeout=10)[1].decode()
     assert "the server closed the connection" in said
-
-
-# --- what is not there yet: this table goes with the issue that brings it ----------------------
-
-NOT_YET = [
-    *(["-b", "4028"], ["-B", "4028"], ["-D"], ["-F", "1"], ["-l"], ["-P", "em1/1"]),
-    *(["-r", "solicit"], ["-s", "/bin/script"], ["-U"], ["--status"], ["--status", "--json"]),
-]
-
-
-@pytest.mark.parametrize("words", NOT_YET, ids=" ".join)
-def test_an_option_that_is_not_there_yet_says_so(
-    words: list[str],
-    listener: socket.socket,
-    place: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    option = "-r solicit" if words[0] == "-r" else words[0]
-    port = str(listener.getsockname()[1])
-    is_refused(["-p", port, *words, "127.0.0.1"], f"{option}: not available yet", capsys)
-    is_untouched(listener, place)
 
 
 # --- what is right ----------------------------------------------------------------------------

@@ -108,7 +108,12 @@ def test_an_existing_interface_is_never_destroyed_and_gets_back_what_it_had() ->
 
 def test_what_an_existing_interface_had_switched_on_stays_on() -> None:
     existing = plan.Interface(
-        "gif0", up=True, description="mine", groups=("dtcp",), inet6_disabled=False, link_local=True
+        "gif0",
+        up=True,
+        description="mine",
+        groups=("dtcp",),
+        inet6_disabled=False,
+        link_local=IPv6Address("fe80::1"),
     )
     steps = plan.client(HOST_GRANT, plan.Options(), plan.Host(existing), MARK)
     assert _undo(steps)[-1] == "ifconfig $IF mtu 1280"

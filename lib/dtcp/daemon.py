@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import select
 import signal
 import stat
@@ -34,12 +35,16 @@ def settle() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
+    # Python has None for them then.
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
     for fd in range(3, 256):
         with contextlib.suppress(OSError):
             os.set_inheritable(fd, False)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold the password
 
 
 class Log:
@@ -211,10 +216,17 @@ class PidFile:
         os.close(self._fd)
 
 
-def detach() -> None:
-    """Become a daemon: go on in a child without terminal, working directory and open files."""
+def detach() -> Callable[[], None]:
+    """Become a daemon: go on in a child without terminal, working directory and open files.
+
+    The parent lives until the child calls what this returns, and ends with 0; or until the child
+    has died, and ends with 1.
+    """
+    told, tell = os.pipe()
     if os.fork():
-        os._exit(0)
+        os.close(tell)
+        os._exit(0 if os.read(told, 1) else 1)
+    os.close(told)
     os.setsid()
     if os.fork():
         os._exit(0)
@@ -224,3 +236,9 @@ def detach() -> None:
         os.dup2(null, fd)
     if null > 2:
         os.close(null)
+
+    def ready() -> None:
+        os.write(tell, b".")
+        os.close(tell)
+
+    return ready

@@ -17,6 +17,8 @@ import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from dtcp.wire import is_port
+
 _GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291 section 2.4, as far as IANA has opened it
 _NOT_ROUTED = tuple(
     IPv4Network(text)
@@ -53,14 +55,17 @@ class Grant(NamedTuple):
     inner: IPv6Address | None = None  # the inner pair; a server may leave out its own
     peer: IPv6Address | None = None
     prefixes: tuple[IPv6Network, ...] = ()
+    ports: tuple[int, int] | None = None  # over UDP: the ports of the outer pair
 
     def turned(self) -> Grant:
         """The same tunnel from its other end."""
-        return Grant(self.remote, self.local, self.peer, self.inner, self.prefixes)
+        ports = self.ports and (self.ports[1], self.ports[0])
+        return Grant(self.remote, self.local, self.peer, self.inner, self.prefixes, ports)
 
     def reply(self) -> str:
         """The words behind `+OK` that grant this."""
-        words = (self.local, self.remote, self.inner, self.peer, *self.prefixes)
+        udp = f"udp={self.ports[1]}" if self.ports is not None else None
+        words = (self.local, self.remote, self.inner, self.peer, *self.prefixes, udp)
         return " ".join(str(word) for word in words if word is not None)
 
 
@@ -71,11 +76,13 @@ def parse(
     own: IPv4Address,
     server: IPv4Address,
     nat: bool,
+    port: int | None = None,
 ) -> tuple[Grant, list[str]]:
     """The grant in the words behind `+OK`, and remarks for the log.
 
     `own` and `server` are the two ends of the control connection; `nat` says that the server may
-    see us under another address.  Raises GrantError, or BehindNat.
+    see us under another address; `port` is the UDP port of ours with which a tunnel over UDP was
+    asked for.  Raises GrantError, or BehindNat.
     """
     if len(words) < 2:
         raise GrantError("the reply lacks the two IPv4 addresses")
@@ -83,8 +90,11 @@ def parse(
     remarks: list[str] = []
     addresses: list[IPv6Address] = []
     prefixes: list[IPv6Network] = []
+    ports: list[str] = []
     for word in filter(None, ",".join(words[2:]).split(",")):
-        if _ADDRESS_LIKE.fullmatch(word):
+        if port is not None and word.startswith("udp="):
+            ports.append(word[4:])
+        elif _ADDRESS_LIKE.fullmatch(word):
             item = _ipv6(word)
             if isinstance(item, IPv6Address):
                 addresses.append(item)
@@ -125,9 +135,12 @@ def parse(
     # Last, for a grant that makes no sense is not mended by -n.
     if seen != own and not nat:
         raise BehindNat(own, seen)
+    if port is not None and not (len(ports) == 1 and is_port(ports[0]) and int(ports[0])):
+        raise GrantError("no UDP port, though a tunnel over UDP was asked for")
+    both_ports = (port, int(ports[0])) if port is not None else None
     # The outer source is our socket's own address, whatever the server saw: a packet with any
     # other would not leave this host.
-    return Grant(own, remote, inner, peer, tuple(prefixes)), remarks
+    return Grant(own, remote, inner, peer, tuple(prefixes), both_ports), remarks
 
 
 def _shown(word: str) -> str:

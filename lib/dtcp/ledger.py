@@ -96,7 +96,8 @@ class Ledger:
                 commands = tuple(
                     tuple(map(str, words)) for words in undo if isinstance(words, list)
                 )
-                if all(map(plan.is_undo, commands)) and len(commands) == len(undo):
+                known = all(map(plan.is_undo, commands)) and len(commands) == len(undo)
+                if known and (tunnel is None or plan.NAME.fullmatch(tunnel)):
                     return Left(commands, tunnel, mark)
         raise LedgerError(f"{self._path}: holds what dtcpc cannot have written; remove it")
 

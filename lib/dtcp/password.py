@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import stat
 import sys
 
@@ -108,6 +109,8 @@ def _ask(tty: io.FileIO, prompt: str) -> bytes:
     import termios
 
     before = termios.tcgetattr(tty)
+    # Stopped by ^Z we would leave a terminal without echo behind.
+    stopping = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     silent = list(before)
     silent[3] &= ~termios.ECHO
     try:
@@ -122,3 +125,4 @@ def _ask(tty: io.FileIO, prompt: str) -> bytes:
         with contextlib.suppress(OSError, termios.error):
             termios.tcsetattr(tty, termios.TCSAFLUSH, before)
             tty.write(b"\n")
+        signal.signal(signal.SIGTSTP, stopping)

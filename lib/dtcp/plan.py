@@ -22,7 +22,8 @@ from dtcp.grant import Grant
 Words = tuple[str, ...]
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,14}")  # of an interface: IFNAMSIZ - 1 letters at most
-HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9.])?")  # a host name, or an address
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # RFC 1035 section 2.3.4
+HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?")  # a host name, or an address
 
 MTU_LEAST, MTU_MOST = 1280, 8192  # gif(4)
 GROUP = "dtcp"  # the interface group (ifconfig(8)) by which our interfaces are found
@@ -64,7 +65,7 @@ class Step(NamedTuple):
     check: Check | None = None
     leave: tuple[Words, ...] | None = None  # in place of `undo` once the tunnel has been up
     names_tunnel: bool = False  # the command prints the (new) name of the tunnel interface
-    mark: str = ""  # the command makes the tunnel interface, with this description
+    mark: str = ""  # the command makes the tunnel interface, and it is known by this
     limit: float | None = None  # seconds that the command may take, when not the usual ones
     input: str = ""  # what the command reads
 
@@ -91,6 +92,7 @@ class Options(NamedTuple):
     delegations: tuple[Delegation, ...] = ()  # -P
     advertise: bool = True  # not -a
     files: str = "/var/run/dtcpc"  # what the names of rtadvd's files begin with
+    node: str = ""  # over UDP: the name of our netgraph node, like no other's
 
 
 class Interface(NamedTuple):
@@ -99,6 +101,7 @@ class Interface(NamedTuple):
     name: str
     mtu: int = MTU_LEAST
     up: bool = False
+    running: bool = False
     outer: tuple[IPv4Address, IPv4Address] | None = None
     description: str = ""
     groups: tuple[str, ...] = ()
@@ -121,6 +124,7 @@ class Host(NamedTuple):
     forwards: bool = False  # it is a router: net.inet6.ip6.forwarding
     lan: tuple[Interface, ...] = ()  # the interfaces of -P
     advertised: tuple[str, ...] = ()  # interfaces that a running rtadvd serves
+    routed: tuple[IPv6Network, ...] = ()  # networks that have a route already
 
 
 def mark(program: str, user: str, server: str, pid: int) -> str:
@@ -136,11 +140,10 @@ def client(grant: Grant, options: Options, host: Host, description: str) -> list
     # Packets to subnets of the delegated prefix that are not in use must not bounce between us and
     # the server.  An interface that has the very same prefix needs no such route, and must not
     # have it: on 13.2 it would shadow the interface's own, on 15.1 be replaced by it.
-    taken = [address.network for address in options.addresses]
+    taken = [*host.routed, *(address.network for address in options.addresses)]
     taken += [address.network for _, address in lan]
     return [
-        *_interface(options, host.existing, description),
-        _outer(grant, host.existing),
+        *_ends(grant, options, host.existing, description),
         *_inner(grant, options.addresses),
         _up(),
         *(_solicited(host) if options.solicit else _routed(options, host)),
@@ -153,15 +156,14 @@ def client(grant: Grant, options: Options, host: Host, description: str) -> list
 def _refuse_foreign(interface: Interface, wanted: Iterable[IPv6Address | None]) -> None:
     # ifconfig(8) would not mind, and the address would be gone afterwards.
     for address in wanted:
-        if address in interface.addresses:
+        if address is not None and address in (*interface.addresses, interface.link_local):
             raise PlanError(f"{interface.name} has {address} already, and not from dtcpc")
 
 
-def server(grant: Grant, description: str) -> list[Step]:
+def server(grant: Grant, description: str, node: str = "") -> list[Step]:
     """The steps of a server's end of a tunnel; `grant` as the server sees it."""
     return [
-        *_interface(Options(), None, description),
-        _outer(grant, None),
+        *_ends(grant, Options(node=node), None, description),
         *_inner(grant, ()),
         _up(),
         *(_route(prefix) for prefix in grant.prefixes),
@@ -177,9 +179,17 @@ def script(steps: list[Step], tunnel: str | None) -> list[str]:
     """The commands of a plan as lines for sh(1); `tunnel` when its name is known already."""
     known = [f"IF={tunnel}"] if tunnel else []
     known += [f"IF={step.do[1]}" for step in steps if step.mark and not step.names_tunnel]
-    return known + [
-        f"IF=$({spelled(step.do)})" if step.names_tunnel else spelled(step.do) for step in steps
-    ]
+    return known + [_line(step) for step in steps]
+
+
+def _line(step: Step) -> str:
+    line = spelled(step.do)
+    if step.input:
+        lines = " ".join(map(shlex.quote, step.input.splitlines()))
+        line = f"printf '%s\\n' {lines} | {line}"
+        if step.names_tunnel:
+            line += " | sed -n 's/.*\"\\(.*\\)\"$/\\1/p'"
+    return f"IF=$({line})" if step.names_tunnel else line
 
 
 # What an undo may look like: the shapes that the functions below make.  Anything else that stands
@@ -195,6 +205,7 @@ _UNDO_SHAPES = tuple(
         r"route -n delete -inet6 (default|ADDRESS(/[0-9]{1,3})?) (-interface IF|::1)"
         r"( -fib [0-9]{1,5})?",
         r"stop /\S+\.rtadvd\.pid",
+        r"ngctl shutdown [a-z0-9]{1,31}:(inet6)?",
     )
 )
 
@@ -205,6 +216,15 @@ def is_undo(words: Words) -> bool:
     return len(words) == line.count(" ") + 1 and any(
         shape.fullmatch(line) for shape in _UNDO_SHAPES
     )
+
+
+def _ends(
+    grant: Grant, options: Options, existing: Interface | None, description: str
+) -> list[Step]:
+    """The tunnel interface and its outer ends."""
+    if grant.ports is not None:
+        return _netgraph(grant, grant.ports, options, description)
+    return [*_interface(options, existing, description), _outer(grant, existing)]
 
 
 def _ifconfig(*words: object) -> Words:
@@ -310,10 +330,11 @@ def _pair(inner: IPv6Address, peer: IPv6Address | None) -> Step:
 
 def _address(address: IPv6Interface) -> Step:
     length = address.network.prefixlen
+    shown = f"{address.ip}%{TUNNEL}" if address.ip.is_link_local else str(address.ip)
     return Step(
         _ifconfig(TUNNEL, "inet6", address.ip, "prefixlen", length, "alias"),
-        undo=(_ifconfig(TUNNEL, "inet6", address.ip, "-alias"),),
-        check=Check(_ifconfig(TUNNEL), shows=(f"inet6 {address.ip} prefixlen {length}",)),
+        undo=(_ifconfig(TUNNEL, "inet6", shown, "-alias"),),
+        check=Check(_ifconfig(TUNNEL), shows=(f"inet6 {shown} prefixlen {length}",)),
     )
 
 
@@ -391,6 +412,64 @@ def _unreachable(prefix: IPv6Network) -> Step:
             shows=(f"destination: {prefix.network_address}", "REJECT"),
         ),
     )
+
+
+# --- over UDP ---------------------------------------------------------------------------------
+
+
+def _netgraph(
+    grant: Grant, ports: tuple[int, int], options: Options, description: str
+) -> list[Step]:
+    """An ng_iface(4) whose packets an ng_ksocket(4) sends and receives, bare, one a datagram."""
+    # The node's name is ours from its first moment, so it can be found whatever becomes of us; the
+    # interface's name is the kernel's choice.  The hook to ngctl's own node must go before the
+    # same hook can take the ksocket.
+    node, socket = f"{options.node}:", f"{options.node}:inet6"
+    peer = f"inet/{grant.remote}:{ports[1]}"
+    settings: tuple[object, ...] = ("group", GROUP, "description", description, "mtu", options.mtu)
+    if options.fib is not None:
+        settings += ("fib", options.fib)
+    steps = [
+        Step(
+            ("ngctl", "-f", "-"),
+            undo=(("ngctl", "shutdown", node),),
+            names_tunnel=True,
+            mark=node,
+            input="\n".join(
+                (
+                    "mkpeer iface dummy inet6",
+                    f"name dummy {options.node}",
+                    "rmhook dummy",
+                    f"msg {node} getifname",
+                    "",
+                )
+            ),
+        ),
+    ]
+    if options.interface is not None:
+        steps.append(Step(_ifconfig(TUNNEL, "name", options.interface), names_tunnel=True))
+    return [
+        *steps,
+        # An ng_iface has an MTU of 1500, which no tunnel can carry.
+        Step(
+            _ifconfig(TUNNEL, *settings),
+            check=Check(_ifconfig(TUNNEL), shows=(f"mtu {options.mtu}",)),
+        ),
+        # An ICMP unreachable that arrives disconnects the socket: see System.mend.
+        Step(
+            ("ngctl", "-f", "-"),
+            undo=(("ngctl", "shutdown", socket),),
+            check=Check(("ngctl", "msg", socket, "getpeername"), shows=(peer,)),
+            input="\n".join(
+                (
+                    f"mkpeer {node} ksocket inet6 inet/dgram/udp",
+                    f"msg {socket} bind inet/{grant.local}:{ports[0]}",
+                    f"msg {socket} connect {peer}",
+                    "",
+                )
+            ),
+        ),
+    ]
 
 
 # --- the delegated prefix on the LAN ----------------------------------------------------------

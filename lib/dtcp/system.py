@@ -12,6 +12,7 @@ takes longer than the commands.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, NamedTuple
 
 from dtcp import daemon, plan
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
     import subprocess
 
 LIMIT = 5.0  # seconds that a command may take
-HURRY = 4.0  # seconds for all that is left to be run once we were told to stop,
-LEAST = 0.5  # but this for each of them, so that every undo is tried
+HURRY = 8.5  # seconds for all that is left to be run once we were told to stop
+LEAST = 0.1  # of them for each command, so that every undo is tried
 FAREWELL = 8.0  # seconds that rtadvd(8) lives on after SIGTERM, saying three times that it leaves
 
-# What service(8) and cron(8) have; taken when we were started with no PATH at all.
+# Where the commands are; behind the PATH we were started with, which may be none at all.
 _PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
 
 # An undo that fails with one of these has nothing left to undo.
-_GONE = re.compile(r"does not exist|not in table|has not been found|Can't assign requested address")
+_GONE = re.compile(
+    r"does not exist|not in table|has not been found|shutdown: No such file or directory"
+)
+_NO_ADDRESS = "Can't assign requested address"  # of -alias; of `tunnel` it is a failure
 
 
 class CommandFailed(Exception):
@@ -46,6 +50,7 @@ class CommandFailed(Exception):
 
     def __init__(self, words: Words, reason: str, status: int | None = None) -> None:
         self.words, self.reason, self.status = words, reason, status
+        self.undone_badly: list[CommandFailed] = []  # what the roll-back could not undo
         super().__init__(f"{plan.spelled(words)}: {reason}")
 
 
@@ -73,7 +78,9 @@ class System:
         self.done: list[Step] = []
         self._log = log
         self._ledger = ledger
+        self._been_up = False
         self._deadline: float | None = None  # when everything must be over
+        self._ahead = 1  # commands that are to be run before it
 
     # --- running ------------------------------------------------------------------------------
 
@@ -81,6 +88,7 @@ class System:
         """We are to stop: what still has to be run, hanging commands included, gets HURRY s."""
         if self._deadline is None:
             self._deadline = time.monotonic() + HURRY
+            self._ahead = 2 + sum(len(step.undo) for step in self.done)
 
     def run(
         self,
@@ -118,7 +126,7 @@ class System:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
             end = time.monotonic() + FAREWELL
-            while time.monotonic() < end:
+            while time.monotonic() < min(end, (self._deadline or math.inf) - 1):
                 os.kill(pid, 0)
                 time.sleep(0.05)
         return ""
@@ -129,7 +137,7 @@ class System:
         import sh
 
         self._log(plan.spelled(words))
-        path = os.environ.get("PATH") or _PATH
+        path = _path()
         program = shutil.which(words[0], path=path)
         if program is None:
             raise CommandFailed(words, f"no such command in {path}")
@@ -167,21 +175,33 @@ class System:
             # Of sh's own ways to wait with a limit, `_timeout` costs 100 ms a call, wait(timeout)
             # 15 ms, and `_done` is sometimes never called (2.2.2 and 2.4.0).
             threading.Thread(target=wait, daemon=True).start()
-            if not self._in_time(ended, limit):
-                with contextlib.suppress(ProcessLookupError):
-                    command.kill_group()
-                raise CommandFailed(words, f"did not end within {limit:.0f} s")
+            begun = time.monotonic()
+            in_time = False
+            try:
+                in_time = self._in_time(ended, limit)
+            finally:
+                self._ahead -= 1
+                if not in_time:  # or a signal's handler took us out of the wait
+                    with contextlib.suppress(ProcessLookupError):
+                        command.kill_group()
+            if not in_time:
+                raise CommandFailed(words, f"did not end in {time.monotonic() - begun:.1f} s")
         return outcome[0]
 
     def _in_time(self, ended: threading.Event, limit: float) -> bool:
         start = time.monotonic()
         end = start + limit
         while not ended.wait(min(0.2, max(0.0, end - time.monotonic()))):
-            if self._deadline is not None:  # `hurry` may come while the command runs
-                end = min(end, max(self._deadline, start + LEAST))
+            end = min(end, self._end_in_a_hurry(start))  # `hurry` may come while the command runs
             if time.monotonic() >= end:
                 return False
         return True
+
+    def _end_in_a_hurry(self, start: float) -> float:
+        """When a command begun at `start` must have ended, for the others to have their time."""
+        if self._deadline is None:
+            return math.inf
+        return start + max(LEAST, (self._deadline - start) / max(1, self._ahead))
 
     # --- plans --------------------------------------------------------------------------------
 
@@ -203,8 +223,12 @@ class System:
                 if step.check is not None:
                     unseen.append(step.check)
             self._see(unseen)
+            self._been_up = True
+        except CommandFailed as failed:
+            failed.undone_badly = self.down()
+            raise
         except BaseException:
-            self.down(been_up=False)
+            self.down()
             raise
 
     def change(self, steps: list[Step], stop: Callable[[], bool] = lambda: False) -> bool:
@@ -227,16 +251,25 @@ class System:
         except BaseException:
             self.down()
             raise
+        self._been_up = False  # until it is whole again
         self.up([step for step in steps if step not in kept], stop)
         return True
 
-    def down(self, *, been_up: bool = True) -> list[CommandFailed]:
+    def down(self) -> list[CommandFailed]:
         """Undo what was done, in reverse, whatever fails; the failures.
 
         What could not be undone stays in `done`, and in the ledger.
         """
         failures: list[CommandFailed] = []
         left: list[Step] = []
+        been_up, self._been_up = self._been_up, False
+        self._ahead = 1 + sum(len(step.undo) for step in self.done)
+        if self.tunnel is None and any(step.mark for step in self.done):
+            # Killed or failed while it was made: whether it is there, its mark tells.
+            try:
+                self._find_ours()
+            except CommandFailed as blind:
+                return [blind]
         while self.done:
             with contextlib.suppress(LedgerError):  # a full disk must not stop us here
                 self._record(left)
@@ -258,7 +291,8 @@ class System:
         """Undo what an earlier run left, by its ledger; the failures."""
         # An interface that was made is known by its mark, not by its name: the name may be
         # somebody else's by now.
-        self.tunnel = self.marked(left.mark) if left.mark else left.tunnel
+        named = left.mark and not left.mark.endswith(":")  # a netgraph node's undo names the node
+        self.tunnel = self.marked(left.mark) if named else left.tunnel
         failures = [failure for words in left.undo for failure in self._undo(words)]
         self.tunnel = None
         if not failures:
@@ -268,31 +302,56 @@ class System:
     def _do(self, step: Step) -> None:
         # The undo is armed, and on disk, before the command runs: we may be killed in it.
         self.done.append(step)
-        self._record()
+        try:
+            self._record()
+        except BaseException:
+            self.done.pop()  # nothing was done, so there is nothing to undo
+            raise
         try:
             out = self.run(self._bound(step.do), limit=step.limit, input=step.input)
         except CommandFailed as failed:
             if step.names_tunnel or step.mark:
-                self._find_ours()
+                self.tunnel = None  # `down` finds it by its mark
             elif failed.status and step.do[0] == "route":
                 # Refused outright, so not ours to take away: the route may be somebody else's.
                 self.done.pop()
             raise
         if step.names_tunnel:
-            name = (out.split() or [""])[-1]
+            name = (out.split() or [""])[-1].strip('"')
             if not plan.NAME.fullmatch(name):
-                self._find_ours()
+                self.tunnel = None
                 raise CommandFailed(step.do, f"no name of an interface in its output: {out!a}")
             self.tunnel = name
         elif step.mark:
             self.tunnel = step.do[1]
 
     def _find_ours(self) -> None:
-        """Find the tunnel interface by its mark after a command that was to make or name it."""
+        """Find the tunnel interface by its mark.  Not there: nothing of ours is.
+
+        Raises CommandFailed.
+        """
         create = next(step for step in self.done if step.mark)
+        if create.do[0] == "ngctl":
+            return  # its undo knows it by the mark
         self.tunnel = self.marked(create.mark)
         if self.tunnel is None:
             self.done.clear()
+
+    def mend(self) -> bool:
+        """Make our ng_ksocket(4) anew when it has lost its peer.  Raises CommandFailed.
+
+        Whether that was so: it happens when an ICMP unreachable arrives.
+        """
+        for step in self.done:
+            if step.check is not None and step.check.look[0] == "ngctl":
+                try:
+                    self._see([step.check])
+                except CommandFailed:
+                    for words in step.undo:
+                        self._undo(words)
+                    self.run(step.do, input=step.input)
+                    return True
+        return False
 
     def _undo(self, words: Words) -> list[CommandFailed]:
         if TUNNEL in words and self.tunnel is None:
@@ -313,7 +372,7 @@ class System:
                 self.run(command)
             except CommandFailed as failed:
                 failures.append(failed)
-        return [failed for failed in failures if not _GONE.search(failed.reason)]
+        return [failed for failed in failures if not _is_gone(failed)]
 
     def _record(self, left: list[Step] | None = None) -> None:
         if self._ledger is None:
@@ -383,6 +442,18 @@ class System:
             raise
         return True
 
+    def has_route(self, network: IPv6Network) -> bool:
+        """Whether there is a route for exactly that network, whoever made it."""
+        try:
+            seen = _words(self.run(("route", "-n", "get", "-inet6", str(network))))
+        except CommandFailed as failed:
+            if "has not been found" in failed.reason:
+                return False
+            raise
+        return _has(seen, f"destination: {network.network_address}") and _has(
+            seen, f"mask: {network.netmask}"
+        )
+
     def setting(self, *names: str) -> list[str]:
         """The values of variables of sysctl(8), as words."""
         return self.run(("sysctl", "-n", *names)).split()
@@ -403,7 +474,7 @@ class System:
         """
         import subprocess
 
-        path = os.environ.get("PATH") or _PATH
+        path = _path()
         program = shutil.which("route", path=path)
         if program is None:
             raise CommandFailed(("route",), f"no such command in {path}")
@@ -419,7 +490,18 @@ class System:
 
     def _link_locals(self, interface: str) -> list[str]:
         shown = self.run(("ifconfig", interface))
-        return re.findall(r"^\s+inet6 (fe80:[0-9a-f:]+)", shown, re.MULTILINE)
+        return re.findall(r"^\s+inet6 (fe80:\S+)", shown, re.MULTILINE)
+
+
+def _is_gone(failed: CommandFailed) -> bool:
+    """Whether an undo failed because what it was to undo is not there any more."""
+    no_address = failed.words[-1] == "-alias" and _NO_ADDRESS in failed.reason
+    return no_address or _GONE.search(failed.reason) is not None
+
+
+def _path() -> str:
+    own = os.environ.get("PATH")
+    return f"{own}:{_PATH}" if own else _PATH
 
 
 def _text(output: bytes) -> str:
@@ -449,6 +531,7 @@ def _interface(name: str, shown: str) -> Interface:
         name,
         mtu=int(first(r"\bmtu ([0-9]+)") or plan.MTU_LEAST),
         up="UP" in flags,
+        running="RUNNING" in flags,
         outer=(IPv4Address(pair[1]), IPv4Address(pair[2])) if pair else None,
         description=first(r"^\s+description: (.*)$"),
         groups=tuple(first(r"^\s+groups: (.*)$").split()),

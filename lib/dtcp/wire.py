@@ -60,6 +60,8 @@ TIMED_OUT = "connection timed out, disconnecting"
 # Ours, where KAME's server had no such case.
 HAVE_TUNNEL = "this connection has a tunnel already"
 NO_ROUTE = "no route for this user"
+BAD_PORT = "that is no UDP port"
+NO_UDP = "no tunnels over UDP (-U) here"
 INTERNAL = "internal error"
 BUSY = "busy, try again later"
 STOPPING = "server is going down"
@@ -86,6 +88,11 @@ def digest(user: str, challenge: str, password: str) -> str:
     for part in (user, challenge, password):
         md5.update(part.encode("utf-8", "surrogateescape"))
     return md5.hexdigest().upper()
+
+
+def is_port(word: str) -> bool:
+    """Whether a word is the number of a port, or 0."""
+    return re.fullmatch(r"[0-9]{1,5}", word) is not None and int(word) < 65536
 
 
 class LineBuffer:
@@ -205,7 +212,8 @@ def _no_trace(line: str) -> None:
 class Client:
     """The client's end of one connection.
 
-    `trace` gets every line as it goes (`>> `) or comes (`<< `), the digest masked.
+    `trace` gets every line as it goes (`>> `) or comes (`<< `), the digest masked.  `udp` asks for
+    a tunnel over UDP, from that port of ours; 0: from whatever port a NAT makes of it.
     """
 
     def __init__(
@@ -215,13 +223,15 @@ class Client:
         tunnel_type: str,
         now: float,
         *,
+        udp: int | None = None,
         trace: Callable[[str], None] = _no_trace,
     ) -> None:
         self._user, self._password, self._type = user, password, tunnel_type
+        self._udp = udp
         self._trace = trace
         self._lines = LineBuffer()
         self._out = bytearray()
-        self._state = "greeting"  # -> login -> up -> over
+        self._state = "greeting"  # -> login (-> login without udp) -> up -> over
         self._digest = ""
         self._unanswered = 0  # pings sent and not answered yet
         self._silent = 0  # pings sent since the last answer, which may be to an earlier one
@@ -258,9 +268,23 @@ class Client:
                 return self._over(Refused(visible(reply.text), at_greeting=True))
             self._digest = digest(self._user, challenge_of(reply), self._password)
             self._nothing_more("before the login")
-            self._send(f"tunnel {self._user} {self._digest} {self._type}")
+            udp = "" if self._udp is None else f" udp={self._udp}"
+            self._send(f"tunnel {self._user} {self._digest} {self._type}{udp}")
             self._state = "login"
             return None
+        if self._state == "login" and not reply.ok and self._udp is not None:
+            # A server that does not know our extension counts five words instead of four, and says
+            # what it says to a wrong password (KAME's).  With four words it tells which it was.
+            self._nothing_more("behind the reply to the login")
+            if reply.text.lower().startswith("authentication failed"):
+                self._send(f"tunnel {self._user} {self._digest} {self._type}")
+                self._state = "login without udp"
+                return None
+        if self._state == "login without udp":
+            text = NO_UDP if reply.ok else visible(reply.text)
+            if reply.ok:
+                self._send("quit")
+            return self._over(Refused(text, at_greeting=False))
         if self._state == "login":
             if not reply.ok:
                 return self._over(Refused(visible(reply.text), at_greeting=False))
@@ -324,6 +348,7 @@ class Asked(NamedTuple):
 
     user: str
     type: str
+    udp: int | None = None  # over UDP, to this port; 0: to where the packets come from
 
 
 class Ended(NamedTuple):
@@ -388,6 +413,11 @@ class Session:
         self._reply(f"+OK {reply}")
         return self._work(now)
 
+    @property
+    def granted(self) -> bool:
+        """Whether the client has its tunnel."""
+        return self._state == "up"
+
     def refuse(self, text: str, now: float) -> list[SessionEvent]:
         """Refuse what was asked; the client may ask for something else."""
         self._state = "login"
@@ -444,7 +474,9 @@ class Session:
         if self._state == "up":
             self._reply(f"-ERR {HAVE_TUNNEL}")
             return None
-        if len(words) != 3 or not self._knows(words[0], words[1]):
+        # Behind the classic three, words of the form key=value, for what may come.
+        plain = len(words) >= 3 and all(re.fullmatch(r"[a-z]+=\S*", each) for each in words[3:])
+        if not plain or not self._knows(words[0], words[1]):
             self._reply(f"-ERR {BAD_LOGIN}")
             self._failures += 1
             return (
@@ -453,8 +485,12 @@ class Session:
         if words[2] not in TYPES:
             self._reply(f"-ERR {BAD_TYPE.format(visible(words[2]))}")
             return None
+        ports = [each[4:] for each in words[3:] if each.startswith("udp=")]
+        if len(ports) > 1 or not all(map(is_port, ports)):
+            self._reply(f"-ERR {BAD_PORT}")
+            return None
         self._state = "asked"
-        return Asked(words[0], words[2])
+        return Asked(words[0], words[2], int(ports[0]) if ports else None)
 
     def _knows(self, user: str, answer: str) -> bool:
         known = self._password_of(user) if USER.fullmatch(user) else None
