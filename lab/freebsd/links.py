@@ -24,8 +24,8 @@ from .model import (
     Refused,
 )
 
-GROUPS = {"gif": ["gif"], "epair": ["epair"], "loop": ["lo"], "ether": []}
-MTU = {"gif": 1280, "epair": 1500, "loop": 16384, "ether": 1500}
+GROUPS = {"gif": ["gif"], "epair": ["epair"], "loop": ["lo"], "ether": [], "ng": []}
+MTU = {"gif": 1280, "epair": 1500, "loop": 16384, "ether": 1500, "ng": 1500}
 LAST_UNIT = 32767
 NAME_MAX = 15
 

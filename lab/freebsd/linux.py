@@ -17,6 +17,7 @@ from .model import ACCEPT_RTADV, INET, INET6, NO_DAD, Address, Host, Interface, 
 
 OURS = "41"  # the protocol number which our routes carry; nobody else's
 MAIN, FIRST_FIB_TABLE = 254, 1000
+IPV6_MIN_MTU = 1280  # Linux takes IPv6 away from links with less
 CONF = Path("/proc/sys/net/ipv6/conf")
 
 
@@ -177,8 +178,9 @@ def link_steps(interface: Interface, seen: Shown) -> list[str]:
     dev = f"link set dev {linux_name(interface.name)}"
     steps = []
     if interface.kind != "loop":
-        if seen["mtu"] != interface.mtu:
-            steps.append(f"{dev} mtu {interface.mtu}")
+        mtu = max(interface.mtu, IPV6_MIN_MTU)
+        if seen["mtu"] != mtu:
+            steps.append(f"{dev} mtu {mtu}")
         if interface.ether and seen["address"] != interface.ether:
             steps.append(f"{dev} address {interface.ether}")
     if ("UP" in seen["flags"]) != interface.up:
@@ -283,9 +285,9 @@ def way(host: Host, route: Route) -> tuple[str, tuple[tuple[str, str], ...]]:
     off = not interface or not interface.up or (route.family == INET6 and interface.disabled)
     if route.reject or off or not interface:
         return "unreachable", ()
-    # Into a gif goes what is routed there, whatever the gateway; Linux takes only a peer for one.
+    # Into a tunnel goes what is routed there, whatever the gateway; Linux takes only a peer.
     peers = [a.peer for a in interface.addresses]
-    any_gateway = interface.kind != "gif" or route.gateway in peers
+    any_gateway = interface.kind not in ("gif", "ng") or route.gateway in peers
     return "unicast", ((route.gateway if any_gateway else "", interface.name),)
 
 

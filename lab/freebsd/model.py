@@ -53,7 +53,7 @@ class Address:
 class Interface:
     name: str
     index: int
-    kind: str  # ether, epair, gif, loop
+    kind: str  # ether, epair, gif, loop, ng
     driver: str  # the name it was born with
     mtu: int
     up: bool = False
@@ -144,6 +144,8 @@ class Host:
 
     def running(self, interface: Interface) -> bool:
         """The flag RUNNING. For a gif: it has a pair, and the source is an address of this host."""
+        if interface.kind == "ng":
+            return interface.up
         if interface.kind != "gif":
             return True
         source = interface.tunnel[1] if interface.tunnel else ""

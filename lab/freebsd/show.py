@@ -11,13 +11,14 @@ from .model import INET, INET6, Address, Host, Interface
 FAMILIES = ("inet", "inet6", "link", "ether", "lladdr")
 
 UP, BROADCAST, LOOPBACK, POINTOPOINT, EPOCH, RUNNING = 0x1, 0x2, 0x8, 0x10, 0x20, 0x40
-SIMPLEX, MULTICAST, LOWER_UP = 0x800, 0x8000, 0x1000000
+NOARP, SIMPLEX, MULTICAST, LOWER_UP = 0x80, 0x800, 0x8000, 0x1000000
 FLAGS = {
     UP: "UP",
     BROADCAST: "BROADCAST",
     LOOPBACK: "LOOPBACK",
     POINTOPOINT: "POINTOPOINT",
     RUNNING: "RUNNING",
+    NOARP: "NOARP",
     SIMPLEX: "SIMPLEX",
     0x1000: "LINK0",
     0x2000: "LINK1",
@@ -43,6 +44,7 @@ OPTIONS = {
         "epair": "60001b<RXCSUM,TXCSUM,VLAN_MTU,VLAN_HWTAGGING,RXCSUM_IPV6,TXCSUM_IPV6>",
         "gif": "80000<LINKSTATE>",
         "loop": "680003<RXCSUM,TXCSUM,LINKSTATE,RXCSUM_IPV6,TXCSUM_IPV6>",
+        "ng": "0",
     },
     False: {
         "ether": f"4c07bb<{VTNET}VLAN_HWTSO,LINKSTATE,TXCSUM_IPV6>",
@@ -161,6 +163,7 @@ def flags(host: Host, interface: Interface) -> int:
     else:
         value |= LOOPBACK if interface.kind == "loop" else POINTOPOINT
         value |= RUNNING if host.running(interface) else 0
+        value |= NOARP | SIMPLEX if interface.kind == "ng" else 0
         value |= LOWER_UP if host.netlink and interface.up else 0
     return value
 
@@ -173,7 +176,8 @@ def interface(host: Host, it: Interface, options: Options, family: str) -> str:
     lines = [f"{it.name}: flags={bits(flags(host, it), FLAGS)} metric 0 mtu {it.mtu}"]
     if it.description:
         lines.append(f"description: {it.description}")
-    lines.append(f"options={OPTIONS[host.netlink][it.kind]}")
+    if it.kind in OPTIONS[host.netlink]:
+        lines.append(f"options={OPTIONS[host.netlink][it.kind]}")
     if options.capabilities and it.kind == "ether":
         lines.append(f"capabilities={CAPABILITIES[host.netlink]}")
     if it.ether and family not in (INET, INET6):
