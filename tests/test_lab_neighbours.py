@@ -16,6 +16,9 @@ from tests.running import ping, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
+# Where the releases say and do the same.
+one_release = pytest.mark.parametrize("release", ["15.1"], indirect=True)
+
 NET, OTHER = "2001:db8:5:1", "2001:db8:5:2"
 ADVERTISED = "icmp6 and ip6[40] == 134"
 
@@ -78,6 +81,7 @@ def test_a_lan_host_makes_its_address_and_is_told_when_the_router_leaves(net: In
     assert NET in addresses(net.lan)
 
 
+@one_release
 def test_an_advertisement_is_as_recorded(net: Internet) -> None:
     with net.lan.capture("eth0", ADVERTISED) as capture:
         start(net.client, "em1")
@@ -90,6 +94,7 @@ def test_an_advertisement_is_as_recorded(net: Internet) -> None:
         assert words in packet.text
 
 
+@one_release
 def test_it_is_silent_until_the_host_forwards(net: Internet) -> None:
     sh(net.client, "sysctl net.inet6.ip6.forwarding=0")
     with net.lan.capture("eth0", "icmp6 and ip6[40] >= 133 and ip6[40] <= 134") as capture:
@@ -108,6 +113,7 @@ def test_it_is_silent_until_the_host_forwards(net: Internet) -> None:
     wait_until("its end: nobody was told anything", lambda: not daemons(net.client), limit=1)
 
 
+@one_release
 def test_it_follows_the_prefixes_of_its_interfaces(net: Internet) -> None:
     start(net.client, "em1", "em7")
     wait_until("an address", lambda: NET in addresses(net.lan))
@@ -121,6 +127,7 @@ def test_it_follows_the_prefixes_of_its_interfaces(net: Internet) -> None:
     )
 
 
+@one_release
 def test_what_the_configuration_says(net: Internet) -> None:
     net.client.write(
         "/var/run/conf", f'em1:\\\n\t:mtu#1280:rltime#600:addr="{OTHER}::":prefixlen#64:\n'
@@ -165,6 +172,7 @@ def test_two_side_by_side(net: Internet) -> None:
     )
 
 
+@one_release
 def test_what_a_killed_one_leaves_is_no_obstacle(net: Internet) -> None:
     pid = start(net.client, "em1")
     os.kill(pid, signal.SIGUSR1)
@@ -177,6 +185,7 @@ def test_what_a_killed_one_leaves_is_no_obstacle(net: Internet) -> None:
     assert "em1: flags" in sh(net.client, "rtadvctl show")
 
 
+@one_release
 def test_rtadvctl(net: Internet) -> None:
     def ask(*words: str) -> tuple[int, str, str]:
         done = net.client.run(["rtadvctl", *words], check=False)
@@ -242,6 +251,7 @@ def test_rtsol_waits_in_silence_and_says_that_all_is_well(tunnel: Internet) -> N
     assert "default" not in sh(tunnel.client, "netstat -rn -f inet6")
 
 
+@one_release
 def test_who_waits_keeps_no_other_command_waiting(tunnel: Internet) -> None:
     waiting = tunnel.client.popen(["rtsol", "gif0"])
     with tunnel.server.capture("gif0", "icmp6 and ip6[40] == 133") as capture:

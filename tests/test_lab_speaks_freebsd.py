@@ -34,6 +34,7 @@ FILES = [
     "02b-eui64",
     "03-route",
     "03b-route-multipath",
+    "06-netgraph-udp",
     "12-delegated-prefix-on-lan",
     "20-probes",
     "21-probes",
@@ -48,11 +49,11 @@ KERNEL = "The messages of the kernel and the list of its modules are FreeBSD's."
 NO_PING = "ping(8) is Linux's here: it does not speak FreeBSD."
 NDP = "No ndp(8): the client does not call it."
 SETFIB = "No setfib(1): the client does not call it."
-COUNTERS = "netstat(1) without -r: the client does not look at counters."
+COUNTERS = "netstat(1) without -r, and no sockstat(1): the client looks at no sockets or counters."
 LIBXO = "No --libxo: the client reads text."
 MONITOR = "No route(8) monitor yet."
 SERVICE = "No rc(8) and no jail(8)."
-NGCTL = "No ngctl(8) yet."
+SOCKET_OPTIONS = "The client sets no options of sockets."
 
 # File and number of the line, how the line begins, and why it is let go. A line is only for one
 # release when that stands before it. It is played all the same: later lines build on it.
@@ -79,13 +80,34 @@ EXCEPTIONS = {
     "03-route:161 dmesg": KERNEL,
     "03b-route-multipath:52 route delete -inet6 default; ifconfig gif0 destroy": NO_PING,
     "03b-route-multipath:53 ifconfig gif0 inet6 2001:db8:0:1::2": NO_PING,
+    "06-netgraph-udp:2 ngctl types": "Only the types that the client makes exist.",
+    "06-netgraph-udp:49 sockstat": COUNTERS,
+    "06-netgraph-udp:50 netstat -an": COUNTERS,
+    "06-netgraph-udp:56 ping6": NO_PING,
+    "06-netgraph-udp:57 ping6": NO_PING,
+    "06-netgraph-udp:58 ping6": NO_PING,
+    "06-netgraph-udp:59 netstat -I": COUNTERS,
+    "06-netgraph-udp:63 ping6": NO_PING,
+    "06-netgraph-udp:66 netstat -I": COUNTERS,
+    "06-netgraph-udp:67 ping6": NO_PING,
+    "06-netgraph-udp:68 netstat -s": COUNTERS,
+    "06-netgraph-udp:69 netstat -s": COUNTERS,
+    "06-netgraph-udp:70 ifconfig ng0; netstat -I": COUNTERS,
+    "06-netgraph-udp:80 sockstat": COUNTERS,
+    "06-netgraph-udp:83 sockstat": COUNTERS,
+    "06-netgraph-udp:85 ngctl msg ng0:inet6 setopt": SOCKET_OPTIONS,
+    "06-netgraph-udp:86 ngctl msg dtcpks: 'getopt": SOCKET_OPTIONS,
+    "06-netgraph-udp:87 ngctl msg dtcpks: 'getopt": SOCKET_OPTIONS,
+    "06-netgraph-udp:94 dmesg": KERNEL,
+    "06-netgraph-udp:98 ping6": NO_PING,
+    "06-netgraph-udp:134 sockstat": COUNTERS,
+    "06-netgraph-udp:135 ngctl shutdown ng0:; ngctl list; netstat -an": COUNTERS,
     "12-delegated-prefix-on-lan:26 ping6": NO_PING,
     "12-delegated-prefix-on-lan:55 (route -n monitor": MONITOR,
     "12-delegated-prefix-on-lan:56 python3": MONITOR,
     "20-probes:47 route -n add -inet6 2001:db8:3c3::/48": LIBXO,
     "20-probes:61 (route -n monitor": MONITOR,
     '20-probes:62 su -m nobody -c "timeout 2 route -n monitor': MONITOR,
-    "20-probes:99 su -m nobody -c 'ngctl": NGCTL,
     "20-probes:102 su -m nobody -c 'ndp": NDP,
     "20-probes:103 ndp": NDP,
     "20-probes:104 ndp": NDP,
@@ -114,7 +136,6 @@ EXCEPTIONS = {
     "21-probes:11 ifconfig gif0 down; ifconfig gif0 up; python3": "The ports are random.",
     "21-probes:40 jail": SERVICE,
     "21-probes:41 jail": SERVICE,
-    "21-probes:42 ngctl": NGCTL,
 }
 
 
@@ -163,6 +184,7 @@ def parse(file: Path) -> list[Line]:
 ETHER = re.compile(r"\b(ether|hwaddr) (?!52:54:00:99:00:02)[0-9a-f:]{17}")
 # An interface identifier made of a random hardware address; not that of vtnet0.
 EUI64 = re.compile(r"(?<=:)(?!5054:ff:fe99:2)[0-9a-f]{1,4}:[0-9a-f]{0,2}ff:fe[0-9a-f]{2}:[0-9a-f]+")
+NGCTL_ITSELF = re.compile(r"ngctl\d+")
 NEXTHOP = re.compile(r"^(\S+ +\S+ +[A-Z0-9]+) +\d+ ( *\d+ +\S+)$", re.M)
 
 
@@ -171,6 +193,8 @@ def settled(text: str) -> str:
     lines = []
     for line in text.splitlines():
         line = ETHER.sub(r"\1 RANDOM", line.replace(" tentative", ""))
+        if NGCTL_ITSELF.search(line):
+            line = re.sub(" +", " ", NGCTL_ITSELF.sub("ngctlPID", line))
         if EUI64.search(line):
             line = re.sub(" +", " ", EUI64.sub("RANDOM", line))  # the columns move with it
         lines.append(NEXTHOP.sub(r"\1 N \2", line.rstrip()))
@@ -223,6 +247,7 @@ def machine(etc: Path, far: Host, release: str) -> Iterator[Host]:
     """As recorded: vtnet0 10.99.0.2/24 fd99::2/64; at the far end 10.99.0.1 and fd99::1."""
     host = Host("machine", etc, release)
     host.write("/run/freebsd/hostid", HOSTIDS[release], 0o644)
+    host.write("/run/freebsd/ksocket-steadfast", "", 0o644)
     # Duplicate address detection is part of what was recorded.
     host.run(["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/accept_dad"])
     wire = f"link add vtnet0 netns {host.pid} address 52:54:00:99:00:02 type veth"

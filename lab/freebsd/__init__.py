@@ -1,7 +1,7 @@
 """FreeBSD's network commands on a Linux kernel.
 
-``bin/`` holds ``ifconfig``, ``route``, ``netstat``, ``sysctl``, ``rtsol``, ``rtadvd`` and
-``rtadvctl`` for the hosts of the lab that play FreeBSD. They take FreeBSD's arguments, print
+``bin/`` holds ``ifconfig``, ``route``, ``netstat``, ``sysctl``, ``rtsol``, ``rtadvd``, ``rtadvctl``
+and ``ngctl`` for the hosts of the lab that play FreeBSD. They take FreeBSD's arguments, print
 FreeBSD's words and exit with FreeBSD's status, oddities included, and what they say is really done
 to the network namespace they run in.
 
@@ -12,8 +12,8 @@ How a command runs (``command``)::
 ``model`` is the host as FreeBSD's kernel has it, ``addresses``, ``routes`` and ``links`` are the
 rules by which it changes. Nothing in these four knows Linux. ``linux`` reads what only Linux
 can know (links that came or went, what router advertisements brought) and afterwards makes the
-namespace look like the model. A gif is a TUN device and a ``gif_relay`` process. Routers
-are found with real messages (``ndp``).
+namespace look like the model. A gif is a TUN device and a ``gif_relay`` process, an ng interface
+(``netgraph``) a TUN device and a ``ksocket_relay``. Routers are found with real messages (``ndp``).
 
 A FreeBSD host is a network, mount and UTS namespace with a private /run. There, in /run/freebsd:
 
@@ -24,6 +24,8 @@ A FreeBSD host is a network, mount and UTS namespace with a private /run. There,
     rtsol-seconds, rtadvd-seconds
                 how long rtsol(8) waits for an answer, and rtadvd(8) between its farewells:
                 10 and 3, as on the real one, is long for a test
-    state.json  the model
+    ksocket-steadfast
+                with this file an ICMP unreachable does not take the peer of an ng_ksocket away
+    state.json  the model; netgraph.json the nodes of netgraph(4)
     refused     what Linux would not do: always a bug of the lab, and empty
 """
