@@ -51,7 +51,7 @@ NDP = "No ndp(8): the client does not call it."
 SETFIB = "No setfib(1): the client does not call it."
 COUNTERS = "netstat(1) without -r, and no sockstat(1): the client looks at no sockets or counters."
 LIBXO = "No --libxo: the client reads text."
-MONITOR = "No route(8) monitor yet."
+MONITOR = "The events are those of Linux: others, and in another order."
 SERVICE = "No rc(8) and no jail(8)."
 SOCKET_OPTIONS = "The client sets no options of sockets."
 
@@ -107,7 +107,6 @@ EXCEPTIONS = {
     "12-delegated-prefix-on-lan:56 python3": MONITOR,
     "20-probes:47 route -n add -inet6 2001:db8:3c3::/48": LIBXO,
     "20-probes:61 (route -n monitor": MONITOR,
-    '20-probes:62 su -m nobody -c "timeout 2 route -n monitor': MONITOR,
     "20-probes:102 su -m nobody -c 'ndp": NDP,
     "20-probes:103 ndp": NDP,
     "20-probes:104 ndp": NDP,

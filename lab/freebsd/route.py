@@ -1,4 +1,4 @@
-"""route(8): add, delete, change, get and flush.
+"""route(8): add, delete, change, get, flush and monitor.
 
 What it says of a success or failure stands on standard output, and the reason again, in other
 words, on standard error; before 14 not always. The exit statuses are those of sysexits(3).
@@ -12,7 +12,7 @@ import re
 import sys
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from . import linux, routes, show, store
+from . import linux, monitor, routes, show, store
 from .model import (
     BITS,
     EEXIST,
@@ -81,8 +81,11 @@ class Command:
     def run(self, arguments: list[str]) -> int:
         words = self.take_options(arguments)
         self.verb = words.pop(0) if words else ""
-        if self.verb not in (*CHANGES, "get", "show", "flush"):
+        if self.verb not in (*CHANGES, "get", "show", "flush", "monitor"):
             raise Wrong(EX_USAGE, f"bad keyword: {self.verb}" if self.verb else "no command")
+        if self.verb == "monitor":
+            store.unlock()
+            monitor.Monitor(self.host.netlink).run()
         if self.verb not in ("get", "show") and os.geteuid():
             raise Wrong(EX_NOPERM, "must be root to alter routing table")
         self.take_words(words)
