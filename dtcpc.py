@@ -55,6 +55,7 @@ LONGEST = 300.0  # wait between two attempts
 STABLE_TIME = 60.0  # up for so long, the waits begin anew
 SOON = 12.0  # after a loss, in which the waits stay at 2 s at most
 GIVE_UP_TIME = 600.0  # without a server, until what is configured is taken down
+GONE_TIME = 10.0  # without our address, likewise: a new one may be on its way
 
 
 class Failure(Exception):
@@ -353,16 +354,18 @@ def show(lines: list[str]) -> int:
 
 
 def _raise_stopped(number: int, frame: object) -> NoReturn:
+    for each in (*daemon.ENDING, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(each, signal.SIG_IGN)  # a second one must not disturb what the first began
     raise Stopped
 
 
 def find_password(options: argparse.Namespace) -> str:
     """The password, from the password file or the terminal.  Raises PasswordError, Stopped."""
-    path = options.auth_file or AUTH_FILE
+    path = AUTH_FILE if options.auth_file is None else options.auth_file
     try:
         found = password.from_file(path, options.server, options.user)
     except FileNotFoundError:
-        if options.auth_file:
+        if options.auth_file is not None:
             raise Failure(f"{path}: no such file") from None
         found = None
     if found is None:
@@ -595,7 +598,7 @@ class Client:
                 self._log.error(f"could not be undone: {failure}")
             if self._signals.stopping:  # it was given no more time
                 raise Stopped from None
-            raise Failure(f"the tunnel could not be made: {failed}") from None
+            raise Failure(self._why_not(failed, granted)) from None
         self._granted = granted
         self._lost_at = None
         self._back_off.up()
@@ -605,6 +608,19 @@ class Client:
         self._tell(state="up", **({"since": time.time()} if event else {}))
         if event:
             self._script(event)
+
+    def _why_not(self, failed: system.CommandFailed, granted: grant.Grant) -> str:
+        """Why the tunnel could not be made, as far as looking tells more than the command did."""
+        if failed.words[2:3] == ("tunnel",):
+            with contextlib.suppress(system.CommandFailed):
+                for each in self._system.interfaces():
+                    if each.outer == (granted.local, granted.remote):
+                        whose = f" ({each.description})" if each.description else ""
+                        return (
+                            f"{each.name}{whose} has the outer pair {granted.local} -->"
+                            f" {granted.remote} already, and no two can have the same"
+                        )
+        return f"the tunnel could not be made: {failed}"
 
     def _say_what_is_up(self, granted: grant.Grant, steps: list[plan.Step]) -> None:
         name = self._system.tunnel
@@ -731,7 +747,7 @@ class Client:
             assert self._granted is not None
             if refused:
                 self._give_up("the server refuses us")
-            elif not is_here(self._granted.local):
+            elif now - self._lost_at >= GONE_TIME and not is_here(self._granted.local):
                 self._give_up(f"our address {self._granted.local} is gone")
             elif now - self._lost_at >= GIVE_UP_TIME:
                 self._give_up(f"no server for {GIVE_UP_TIME / 60:.0f} minutes")
@@ -984,15 +1000,13 @@ class Connection:
             )
             name = f"{options.server} ({address}) port {options.port}"
             begun = time.monotonic()
-            try:
-                sock = connect(address, options.port, signals)
-            except OSError as error:
-                failures.append(f"{name}: {error.strerror}")
-                continue
             client = wire.Client(
                 options.user, secret, options.type, begun, udp=announced(options), trace=log.debug
             )
-            return cls(sock, name, client, signals)
+            try:
+                return cls(connect(address, options.port, signals), name, client, signals)
+            except OSError as error:
+                failures.append(f"{name}: {error.strerror}")
         raise Failure("; ".join(failures), TRY_AGAIN)
 
     def __enter__(self) -> Connection:
@@ -1086,9 +1100,10 @@ def own_address(server: IPv4Address | None) -> IPv4Address | None:
         try:
             # Sends nothing; 192.0.2.1 stands for anywhere (RFC 5737).
             sock.connect((str(server or "192.0.2.1"), wire.PORT))
-            return IPv4Address(sock.getsockname()[0])
+            address = IPv4Address(sock.getsockname()[0])
         except OSError:
             return None
+        return None if address.is_unspecified else address
 
 
 def is_here(address: IPv4Address) -> bool:
@@ -1150,9 +1165,13 @@ def connect(address: IPv4Address, port: int, signals: daemon.Signals) -> socket.
         while error == errno.EINPROGRESS:
             if signals.stopping:
                 raise Stopped
-            _, writable = signals.wait([], end - time.monotonic(), [sock.fileno()])
+            # Now and then a look at our own address: from one that has gone there is no answer.
+            left = min(0.5, end - time.monotonic())
+            _, writable = signals.wait([], left, [sock.fileno()])
             if writable:
                 error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            elif str(own_address(address)) != sock.getsockname()[0]:
+                error = errno.EADDRNOTAVAIL
             elif time.monotonic() >= end:
                 error = errno.ETIMEDOUT
         if error:

@@ -43,6 +43,7 @@ OK, FAILED, USAGE, NOT_ALLOWED = 0, 1, 64, 77
 
 CONNECTIONS = 200
 DESCRIPTORS = 60  # that are kept free of clients, for the commands and ourselves
+UNREAD = 4096  # bytes of replies that a client may leave unread
 WORKERS = 4  # commands that run at the same time
 LOOK_INTERVAL = 20.0  # seconds between two looks at the sockets of tunnels over UDP
 ENDING_TIME = 10.0  # seconds for taking all tunnels down at the end
@@ -189,8 +190,8 @@ class Peer:
         self.work: concurrent.futures.Future[None] | None = None
         self.leaving = False  # the work is the taking down
         self.port: int | None = None  # of ours, for a tunnel over UDP
-        self.waiting: Grant | None = None  # for the first packet, to learn where they come from
-        self.ear: socket.socket | None = None  # which hears it
+        self.waiting: Grant | None = None  # for the client's first packet over UDP,
+        self.ear: socket.socket | None = None  # which this hears
 
     def flush(self) -> None:
         """Send what can be sent now."""
@@ -202,6 +203,8 @@ class Peer:
             pass
         except OSError:
             self.unsent = b""  # reading will tell what happened
+        if len(self.unsent) > UNREAD and not self.ending:
+            self.ending = "it does not read what we say"
 
 
 Finish = Callable[[], None]  # what the main thread does when a worker has finished
@@ -228,6 +231,7 @@ class Server:
         self._broken: list[system.System] = []  # whose tunnels could not be taken down
         self._done: list[tuple[Peer, Finish]] = []
         self._next_look = math.inf  # at the sockets of tunnels over UDP
+        self._look_interval = LOOK_INTERVAL
         self._listener = _listen(options.port)
         self._finished, self._finish = os.pipe()
         os.set_blocking(self._finished, False)
@@ -410,7 +414,7 @@ class Server:
                 other.flush()
                 self._leave(other)
         leaving = [other.work for other in rivals if other.work]
-        if asked.udp == 0:
+        if granted.ports is not None:
             self._listen_for(peer, granted, now)
             return
         broken, self._broken = self._broken, []
@@ -429,10 +433,11 @@ class Server:
         return next(port for port in itertools.count(self._udp_port) if port not in taken)
 
     def _listen_for(self, peer: Peer, granted: Grant, now: float) -> None:
-        """Grant a tunnel whose client is behind a NAT, and wait for its first packet.
+        """Grant a tunnel over UDP, and wait for the client's first packet before it is made.
 
-        An ng_ksocket(4) sends nowhere until it is connected, so somebody else has to hear first
-        from where the packets come: a socket of our own, on the same port.
+        What we sent before the client is ready would be answered with an ICMP unreachable, which
+        disconnects our ng_ksocket(4); and from behind a NAT only a packet tells where the client
+        is.  So a socket of our own, on the same port, hears that first packet.
         """
         assert peer.port is not None
         try:
@@ -448,7 +453,7 @@ class Server:
         self._settle(peer, peer.session.accept(granted.reply(), now))
 
     def _hear(self, peer: Peer) -> None:
-        """The first packets of a client behind a NAT: now we know where it is."""
+        """The first packet of a client: now it is ready, and we know where it is."""
         assert peer.ear is not None
         assert peer.waiting is not None
         try:
@@ -459,7 +464,9 @@ class Server:
         # client would send: one whole IPv6 packet.
         if address != str(peer.address) or not _is_ipv6(packet):
             return
-        granted = peer.waiting._replace(ports=(port, peer.port or 0))
+        assert peer.waiting.ports is not None
+        announced, own = peer.waiting.ports
+        granted = peer.waiting._replace(ports=(announced or port, own))
         self._stop_listening(peer)
         self._submit(peer, lambda: self._bring_up(peer, granted, [], []))
 
@@ -524,8 +531,9 @@ class Server:
 
     def _granted(self, peer: Peer, granted: Grant) -> None:
         if granted.ports is not None:
-            self._next_look = min(self._next_look, time.monotonic() + LOOK_INTERVAL)
-        if not peer.session.granted:  # behind a NAT it has had its answer long since
+            self._look_interval = 1.0  # the other end may not be ready, for a moment
+            self._next_look = min(self._next_look, time.monotonic() + self._look_interval)
+        else:  # over UDP it has had its answer long since
             self._settle(peer, peer.session.accept(granted.reply(), time.monotonic()))
 
     def _refused(self, peer: Peer) -> None:
@@ -545,7 +553,8 @@ class Server:
     def _look_at_sockets(self) -> None:
         """See that the tunnels over UDP can send: an ICMP unreachable disconnects their sockets."""
         over_udp = [peer for peer in self._peers if peer.port and peer.system.done]
-        self._next_look = time.monotonic() + LOOK_INTERVAL if over_udp else math.inf
+        self._look_interval = min(LOOK_INTERVAL, 2 * self._look_interval)
+        self._next_look = time.monotonic() + self._look_interval if over_udp else math.inf
         for peer in over_udp:
             if not peer.work:
                 self._submit(peer, partial(self._mend, peer))

@@ -215,6 +215,24 @@ def test_a_second_instance_names_the_first(net: Internet) -> None:
         assert first.end() == 0
 
 
+def test_a_fib_of_its_own(net: Internet) -> None:
+    net.client.run(["sysctl", "net.fibs=2"])
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host", "-F", "1") as client:
+            client.wait_for("up after")
+            assert "fib: 1" in net.client.run(["ifconfig", "gif0"]).stdout
+            table = ["netstat", "-rn", "-f", "inet6", "-F"]
+            assert "default" in net.client.run([*table, "1"]).stdout
+            assert "default" not in net.client.run([*table, "0"]).stdout
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+        with login(net.client, "-t", "host", "-F", "7") as client:
+            assert client.status() == 1
+            client.wait_for("invalid fib number: 7")
+        assert difference(before, net.client.snapshot()) == []
+
+
 def test_what_a_killed_instance_left_is_cleared(net: Internet) -> None:
     with serve(net) as server:
         before = net.client.snapshot()
@@ -240,8 +258,8 @@ def test_a_refused_outer_pair_is_noticed_and_rolled_back(net: Internet) -> None:
         with login(net.client, "-t", "host") as client:
             assert client.status() == 1
             assert (
-                "dtcpc: the tunnel could not be made: ifconfig gif1 tunnel 203.0.113.7 192.0.2.1:"
-                " SIOCSIFPHYADDR: Can't assign requested address"
+                "dtcpc: gif0 has the outer pair 203.0.113.7 --> 192.0.2.1 already,"
+                " and no two can have the same"
             ) in client.lines
         assert difference(before, net.client.snapshot()) == []
 

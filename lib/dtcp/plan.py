@@ -68,6 +68,7 @@ class Step(NamedTuple):
     mark: str = ""  # the command makes the tunnel interface, and it is known by this
     limit: float | None = None  # seconds that the command may take, when not the usual ones
     input: str = ""  # what the command reads
+    mend: Words = ()  # what makes the check come true again, if it ever ceases to be
 
 
 class Delegation(NamedTuple):
@@ -460,6 +461,7 @@ def _netgraph(
             ("ngctl", "-f", "-"),
             undo=(("ngctl", "shutdown", socket),),
             check=Check(("ngctl", "msg", socket, "getpeername"), shows=(peer,)),
+            mend=("ngctl", "msg", socket, "connect", peer),
             input="\n".join(
                 (
                     f"mkpeer {node} ksocket inet6 inet/dgram/udp",

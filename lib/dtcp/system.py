@@ -338,20 +338,20 @@ class System:
             self.done.clear()
 
     def mend(self) -> bool:
-        """Make our ng_ksocket(4) anew when it has lost its peer.  Raises CommandFailed.
+        """See that what can break by itself is whole, and mend it.  Raises CommandFailed.
 
-        Whether that was so: it happens when an ICMP unreachable arrives.
+        Whether anything was broken: an ng_ksocket(4) loses its peer when an ICMP unreachable
+        arrives, and sends nothing until it is connected again.
         """
+        broken = False
         for step in self.done:
-            if step.check is not None and step.check.look[0] == "ngctl":
+            if step.mend and step.check is not None:
                 try:
                     self._see([step.check])
                 except CommandFailed:
-                    for words in step.undo:
-                        self._undo(words)
-                    self.run(step.do, input=step.input)
-                    return True
-        return False
+                    self.run(step.mend)
+                    broken = True
+        return broken
 
     def _undo(self, words: Words) -> list[CommandFailed]:
         if TUNNEL in words and self.tunnel is None:
@@ -420,7 +420,11 @@ class System:
 
     def ours(self) -> list[Interface]:
         """The interfaces in our group (plan.GROUP), whoever put them there."""
-        names = self.run(("ifconfig", "-g", plan.GROUP)).split()
+        return self.interfaces(plan.GROUP)
+
+    def interfaces(self, group: str = "gif") -> list[Interface]:
+        """The interfaces in a group, by default all gif(4)."""
+        names = self.run(("ifconfig", "-g", group)).split()
         return [
             interface
             for name in names
