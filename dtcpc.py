@@ -396,7 +396,6 @@ class Client:
             delegations=options.delegations,
             advertise=options.advertise,
             files=options.files,
-            node=f"dtcpc{os.getpid()}",
         )
         self._host = plan.Host()  # as it was before we did anything to it
         self._granted: grant.Grant | None = None
@@ -574,8 +573,9 @@ class Client:
         if not self._system.done:
             routed = tuple(filter(self._system.has_route, granted.prefixes))
             self._host = self._host._replace(routed=routed)
-        mark = plan.mark("dtcpc", self._options.user, self._options.server, os.getpid())
-        return plan.client(granted, self._wanted, self._host, mark)
+        pid = os.getpid()
+        mark = plan.mark("dtcpc", self._options.user, self._options.server, pid)
+        return plan.client(granted, self._wanted._replace(node=f"dtcpc{pid}"), self._host, mark)
 
     def _apply(self, granted: grant.Grant) -> None:
         """Make the host as the grant has it: all of it, or what differs from before."""

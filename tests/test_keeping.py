@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -138,6 +139,26 @@ def test_hup_logs_in_again_without_a_flap(net: Internet) -> None:
         wait_until("back", lambda: any("up after" in line for line in client.lines[seen:]))
         assert _commands(client, seen) == []
         assert _index(net) == index
+        assert client.end() == 0
+
+
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_twenty_logins_cost_no_descriptors_and_no_threads(net: Internet) -> None:
+    def costs() -> tuple[int, int]:
+        place = f"/proc/{client.pid}"
+        return len(os.listdir(f"{place}/fd")), len(os.listdir(f"{place}/task"))
+
+    with serve(net), login(net.client, "-t", "host") as client:
+        client.wait_for("up after")
+        client.wait_for("route -n monitor")
+        before = None
+        for number in range(20):
+            seen = len(client.lines)
+            client.send(signal.SIGHUP)
+            wait_until("back", lambda: any("up after" in line for line in client.lines[seen:]))  # noqa: B023
+            if number == 2:
+                before = costs()
+        wait_until("as few as before", lambda: costs() == before)
         assert client.end() == 0
 
 

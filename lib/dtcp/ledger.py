@@ -7,7 +7,6 @@ runs, and replaced as a whole, so that it is never behind the host and never hal
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from typing import NamedTuple
 
@@ -57,6 +56,8 @@ class Ledger:
                 os.unlink(self._path)
 
     def _write(self) -> None:
+        import json
+
         text = json.dumps(
             {
                 "tunnel": self._tunnel,
@@ -102,6 +103,8 @@ class Ledger:
         raise LedgerError(f"{self._path}: holds what dtcpc cannot have written; remove it")
 
     def _load(self) -> object:
+        import json
+
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(fd, "rb") as file:

@@ -11,6 +11,7 @@ they were seen to behave on 13.2 and 15.1; the oddities are named where they mat
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterable
@@ -195,27 +196,29 @@ def _line(step: Step) -> str:
 
 # What an undo may look like: the shapes that the functions below make.  Anything else that stands
 # in a ledger was put there by somebody else.
-_UNDO_SHAPES = tuple(
-    re.compile(shape.replace("IF", rf"(\$IF|{NAME.pattern})").replace("ADDRESS", r"[0-9a-f:]+"))
-    for shape in (
-        r"ifconfig IF destroy",
-        r"ifconfig IF inet6 ifdisabled",
-        r"ifconfig IF inet6 (\$LINK_LOCAL|ADDRESS) -alias",
-        r"ifconfig IF (down|deletetunnel|-description|-group dtcp|mtu [0-9]{4})",
-        r"ifconfig IF tunnel [0-9.]{7,15} [0-9.]{7,15}",
-        r"route -n delete -inet6 (default|ADDRESS(/[0-9]{1,3})?) (-interface IF|::1)"
-        r"( -fib [0-9]{1,5})?",
-        r"stop /\S+\.rtadvd\.pid",
-        r"ngctl shutdown [a-z0-9]{1,31}:(inet6)?",
+@functools.cache  # compiled only when there is a ledger to check
+def _undo_shapes() -> tuple[re.Pattern[str], ...]:
+    return tuple(
+        re.compile(shape.replace("IF", rf"(\$IF|{NAME.pattern})").replace("ADDRESS", r"[0-9a-f:]+"))
+        for shape in (
+            r"ifconfig IF destroy",
+            r"ifconfig IF inet6 ifdisabled",
+            r"ifconfig IF inet6 (\$LINK_LOCAL|ADDRESS) -alias",
+            r"ifconfig IF (down|deletetunnel|-description|-group dtcp|mtu [0-9]{4})",
+            r"ifconfig IF tunnel [0-9.]{7,15} [0-9.]{7,15}",
+            r"route -n delete -inet6 (default|ADDRESS(/[0-9]{1,3})?) (-interface IF|::1)"
+            r"( -fib [0-9]{1,5})?",
+            r"stop /\S+\.rtadvd\.pid",
+            r"ngctl shutdown [a-z0-9]{1,31}:(inet6)?",
+        )
     )
-)
 
 
 def is_undo(words: Words) -> bool:
     """Whether a plan could have had this command for an undo."""
     line = " ".join(words)
     return len(words) == line.count(" ") + 1 and any(
-        shape.fullmatch(line) for shape in _UNDO_SHAPES
+        shape.fullmatch(line) for shape in _undo_shapes()
     )
 
 

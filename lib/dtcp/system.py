@@ -15,7 +15,6 @@ import contextlib
 import math
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -134,6 +133,8 @@ class System:
     def _output(
         self, words: Words, limit: float, input: str, environment: dict[str, str]
     ) -> Output:
+        import shutil
+
         import sh
 
         self._log(plan.spelled(words))
@@ -476,6 +477,7 @@ class System:
         What it says differs wholly between releases.  It runs for as long as we do, and sh would
         wake up once a second for that; so it is started without.
         """
+        import shutil
         import subprocess
 
         path = _path()

@@ -18,8 +18,6 @@ Whatever the peer does wrong comes out as `ProtocolError`, and nothing else does
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -83,6 +81,8 @@ def digest(user: str, challenge: str, password: str) -> str:
     The challenge goes in as it came, the user first (unlike APOP of RFC 1939).  KAME's server
     compares letter by letter with upper case.
     """
+    import hashlib  # here, so that --help need not wait for it
+
     # A FIPS build of OpenSSL refuses MD5 unless told that no security is expected of it.
     md5 = hashlib.md5(usedforsecurity=False)
     for part in (user, challenge, password):
@@ -493,6 +493,8 @@ class Session:
         return Asked(words[0], words[2], int(ports[0]) if ports else None)
 
     def _knows(self, user: str, answer: str) -> bool:
+        import hmac
+
         known = self._password_of(user) if USER.fullmatch(user) else None
         # An unknown user takes the same way as a wrong password, to the last byte.
         expected = digest(user, self._challenge, "" if known is None else known)
