@@ -19,7 +19,7 @@ import pytest
 from lab import enclosure
 from lab.internet import FAR6, SERVER6, SERVER_NAME, Internet
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
+pytestmark = [pytest.mark.alone, pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LAB_RUN = [sys.executable, "-m", "lab", "run"]

@@ -149,6 +149,7 @@ def as_user(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("enclosed")
+@pytest.mark.alone  # xdist's directories are closed to others
 def test_a_user_may_have_a_file_of_his_own(file: Path, request: pytest.FixtureRequest) -> None:
     file.write_text(LINE)
     os.chown(file, 4321, 4321)
