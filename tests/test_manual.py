@@ -1,0 +1,273 @@
+"""The manual pages say what the programs do, to the last option and message; lint is silent."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dtcp import plan, wire
+
+import dtcpc
+import dtcps
+from tests.running import ROOT
+
+PAGES = sorted((ROOT / "man").glob("*.[1-9]"))
+PROGRAMS = [(dtcpc, "dtcpc"), (dtcps, "dtcps")]
+# What every program answers to, and no usage line has to tell.
+EVERYWHERE = {"-h", "--help", "--version"}
+
+
+def _mandoc(*words: str) -> str:
+    if shutil.which("mandoc") is None:
+        pytest.fail("mandoc: not found; on Debian, apt-get install mandoc", pytrace=False)
+    return subprocess.run(["mandoc", *words], capture_output=True, text=True, check=False).stdout
+
+
+def _source(page: str) -> str:
+    return (ROOT / "man" / page).read_text(encoding="ascii")
+
+
+def _section(page: str, title: str) -> str:
+    """The source of one section of a page, quotes in it undone."""
+    _, _, rest = _source(page).partition(f"\n.Sh {title}\n")
+    assert rest, f"{page} has no section {title}"
+    return rest.partition("\n.Sh ")[0] + "\n"
+
+
+def _rendered(page: str) -> str:
+    """The words of a page as a reader sees them, single blanks between."""
+    text = _mandoc("-T", "ascii", "-O", "width=500", str(ROOT / "man" / page))
+    return " ".join(re.sub(".\b", "", text).split())
+
+
+# --- lint -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lint_is_silent(page: Path) -> None:
+    """But for references to pages that are FreeBSD's and not of the machine we test on."""
+    ours = {each.name for each in PAGES}
+    lines = [
+        line
+        for line in _mandoc("-T", "lint", str(page)).splitlines()
+        if not (found := re.search(r"referenced manual not found: Xr (\S+) (\d)", line))
+        or (found[1].startswith("dtcp") and f"{found[1]}.{found[2]}" not in ours)
+    ]
+    assert lines == []
+
+
+def test_there_are_pages() -> None:
+    assert {"dtcpc.8", "dtcps.8", "dtcpc.auth.5"} <= {page.name for page in PAGES}
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def _spread(words: list[str]) -> set[str]:
+    """`-acd` and `--long` to single options."""
+    options: set[str] = set()
+    for word in words:
+        options |= {word} if word.startswith("--") else {f"-{letter}" for letter in word[1:]}
+    return options
+
+
+def _in_synopsis(program: str) -> set[str]:
+    return _spread(
+        [f"-{word}" for word in re.findall(r"Fl (\S+)", _section(f"{program}.8", "SYNOPSIS"))]
+    )
+
+
+def _in_list(program: str) -> set[str]:
+    words = re.findall(r"^\.It Fl (\S+)", _options(program), re.MULTILINE)
+    return _spread([f"-{word}" for word in words])
+
+
+def _options(program: str) -> str:
+    """The list of options, up to the next subsection: others list flags too."""
+    text = _section(f"{program}.8", "DESCRIPTION").partition("The options are as follows:\n")[2]
+    return text.partition("\n.Ss ")[0]
+
+
+def _in_usage(parser: argparse.ArgumentParser) -> set[str]:
+    return _spread(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", parser.format_usage()))
+
+
+def _in_help(parser: argparse.ArgumentParser) -> set[str]:
+    lines = re.findall(r"^  (-.*?)(?:  |$)", parser.format_help(), re.MULTILINE)
+    return {word for line in lines for word in re.findall(r"(?:^|, )(--?[A-Za-z][\w-]*)", line)}
+
+
+@pytest.mark.parametrize(("module", "program"), PROGRAMS)
+def test_the_same_options_everywhere(module: object, program: str) -> None:
+    parser = module.parser()  # type: ignore[attr-defined]
+    taken = {option for action in parser._actions for option in action.option_strings}
+    assert "-p" in taken
+    assert _in_help(parser) == taken
+    assert _in_synopsis(program) | EVERYWHERE == taken
+    assert _in_list(program) | EVERYWHERE == taken
+    assert _in_usage(parser) | EVERYWHERE == taken
+
+
+@pytest.mark.parametrize("program", ["dtcpc", "dtcps"])
+def test_the_list_of_options_is_in_order(program: str) -> None:
+    words = re.findall(r"^\.It Fl (\S+)", _options(program), re.MULTILINE)
+    assert words == sorted(words, key=lambda word: (word[0] == "-", word.lower(), word.isupper()))
+
+
+# --- the other facts --------------------------------------------------------------------------
+
+
+def test_the_environment_of_the_script() -> None:
+    code = set(re.findall(r"\bDTCP_[A-Z]+\b", (ROOT / "dtcpc.py").read_text(encoding="utf-8")))
+    named = set(re.findall(r"^\.It Ev (DTCP_\w+)", _source("dtcpc.8"), re.MULTILINE))
+    assert code == named
+    assert code
+    assert set(re.findall(r"\bDTCP_\w+", _source("dtcpc.8"))) <= code
+
+
+@pytest.mark.parametrize(
+    ("program", "statuses"),
+    [
+        ("dtcpc", (dtcpc.OK, dtcpc.FAILED, dtcpc.USAGE, dtcpc.TRY_AGAIN, dtcpc.NOT_ALLOWED)),
+        ("dtcps", (dtcps.OK, dtcps.FAILED, dtcps.USAGE, dtcps.NOT_ALLOWED)),
+    ],
+)
+def test_the_exit_statuses(program: str, statuses: tuple[int, ...]) -> None:
+    named = re.findall(r"^\.It (.*)$", _section(f"{program}.8", "EXIT STATUS"), re.MULTILINE)
+    assert sorted(map(int, named)) == sorted(statuses)
+
+
+_STEM = dtcpc.PID_FILE.removesuffix(".pid")
+
+
+@pytest.mark.parametrize(
+    ("page", "files"),
+    [
+        (
+            "dtcpc.8",
+            {
+                dtcpc.AUTH_FILE,
+                dtcpc.PID_FILE,
+                f"{_STEM}.state",
+                f"{_STEM}.rtadvd.pid",
+                f"{_STEM}.rtadvd.sock",
+            },
+        ),
+        ("dtcps.8", {dtcps.USER_FILE, dtcps.ROUTE_FILE, dtcps.PID_FILE}),
+        ("dtcpc.auth.5", {dtcpc.AUTH_FILE}),
+    ],
+)
+def test_the_default_files(page: str, files: set[str]) -> None:
+    assert set(re.findall(r"^\.It Pa (\S+)", _section(page, "FILES"), re.MULTILINE)) == files
+    # And no other spelling of them anywhere else.
+    named = set(re.findall(r"/(?:usr/local/etc|var/run)/dtcp[\w.]+\w", _source(page)))
+    assert named <= files
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [
+        ("dtcpc.8", wire.PORT),
+        ("dtcpc.8", dtcpc.UDP_PORT),
+        ("dtcpc.8", plan.MTU_LEAST),
+        ("dtcpc.8", plan.MTU_MOST),
+        ("dtcpc.8", f"{dtcpc.LONGEST:.0f} seconds"),
+        ("dtcpc.8", f"{dtcpc.SOON:.0f} seconds after a loss"),
+        ("dtcpc.8", f"gone for {dtcpc.GONE_TIME:.0f} seconds"),
+        ("dtcpc.8", f"no server for {dtcpc.GIVE_UP_TIME / 60:.0f} minutes"),
+        ("dtcpc.8", f"every {dtcpc.HEARTBEAT:.0f} seconds"),
+        ("dtcpc.8", f"Every {wire.PING_INTERVAL:.0f} seconds"),
+        ("dtcpc.8", f"within {wire.PING_TIME:.0f} seconds"),
+        ("dtcpc.8", f"It may take {dtcpc.SCRIPT_TIME:.0f} seconds"),
+        ("dtcps.8", wire.PORT),
+        ("dtcps.8", dtcps.UDP_PORT),
+        ("dtcps.8", f"at most {dtcps.CONNECTIONS} connections"),
+        ("dtcps.8", f"within {wire.AUTH_TIME:.0f} seconds"),
+        ("dtcps.8", f"every {wire.IDLE_TIME:.0f} seconds"),
+        ("dtcps.8", f"{wire.LINE_LIMIT} bytes"),
+    ],
+)
+def test_the_numbers(page: str, number: object) -> None:
+    assert re.search(rf"(?<!\d){number}(?!\d)", _rendered(page))
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+_RAISED = {
+    "Failure",
+    "PasswordError",
+    "PidFileError",
+    "LedgerError",
+    "GrantError",
+    "PlanError",
+    "ProtocolError",
+    "CommandFailed",
+    "Lost",
+    "ArgumentTypeError",
+}
+_CALLED = {"error", "notice", "_give_up", "append"}  # of a parser, a log, a client, remarks
+
+
+def _texts(node: ast.expr) -> list[str]:
+    """The fixed parts of a string, the longest first."""
+    if isinstance(node, ast.Constant):
+        return [node.value] if isinstance(node.value, str) else []
+    if isinstance(node, ast.JoinedStr):
+        parts = [part for value in node.values for part in _texts(value)]
+        return sorted(parts, key=len, reverse=True)
+    return []
+
+
+def _calls(node: ast.AST, without: frozenset[str]) -> Iterator[ast.Call]:
+    """The calls below a node, but for what lies in functions and classes of these names."""
+    for child in ast.iter_child_nodes(node):
+        if getattr(child, "name", None) not in without:
+            if isinstance(child, ast.Call):
+                yield child
+            yield from _calls(child, without)
+
+
+def _messages(path: str, without: frozenset[str]) -> list[str]:
+    """The longest fixed part of every message in a file."""
+    found = []
+    for call in _calls(ast.parse((ROOT / path).read_text(encoding="utf-8")), without):
+        name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+        if name in _RAISED or (name in _CALLED and isinstance(call.func, ast.Attribute)):
+            # The second word of CommandFailed is the text, the first one of all others.
+            for each in call.args[name == "CommandFailed" :][:1]:
+                found += _texts(each)[:1]
+    return [" ".join(text.split()).strip(" :;,\"'(") for text in found]
+
+
+@pytest.mark.parametrize(
+    ("page", "modules", "without"),
+    [
+        (
+            "dtcpc.8",
+            ("dtcpc", *(f"lib/dtcp/{each}" for each in ("daemon", "grant", "ledger", "password"))),
+            (),
+        ),
+        ("dtcpc.8", ("lib/dtcp/plan", "lib/dtcp/system", "lib/dtcp/wire"), ("Session",)),
+        # It asks nobody for a password, and has a file of another format.
+        (
+            "dtcps.8",
+            ("dtcps", "lib/dtcp/daemon", "lib/dtcp/password"),
+            ("from_file", "from_terminal"),
+        ),
+    ],
+)
+def test_every_message_is_explained(
+    page: str, modules: tuple[str, ...], without: tuple[str, ...]
+) -> None:
+    text = _rendered(page)
+    messages = [
+        each for module in modules for each in _messages(f"{module}.py", frozenset(without))
+    ]
+    assert len(messages) > 20
+    assert [each for each in messages if len(each) > 8 and each not in text] == []
