@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 from . import addresses
 from .model import (
+    ACCEPT_RTADV,
     AUTO_LINKLOCAL,
     EADDRNOTAVAIL,
     EEXIST,
@@ -31,10 +32,11 @@ NAME_MAX = 15
 
 
 def attach(host: Host, name: str, kind: str, ether: str = "") -> Interface:
-    """A new interface is down, and IPv6 is off until somebody asks for it."""
+    """A new interface is down, and IPv6 off until somebody asks for it, or for advertisements."""
     interface = Interface(name, host.free_index(), kind, driver=name, mtu=MTU[kind], ether=ether)
     interface.groups = list(GROUPS[kind])
-    interface.nd6 = PERFORMNUD | IFDISABLED
+    accepts = host.sysctl.get("net.inet6.ip6.accept_rtadv", 0)
+    interface.nd6 = PERFORMNUD | (ACCEPT_RTADV if accepts else IFDISABLED)
     if host.sysctl.get("net.inet6.ip6.auto_linklocal", 1):
         interface.nd6 |= AUTO_LINKLOCAL
     host.interfaces[name] = interface
