@@ -32,7 +32,7 @@ class Advertiser:
 
     def look(self, host: Host) -> bool:
         """How things are now; whether the hosts should be told at once."""
-        was = (self.active, self.it and self.it.up, list(self.prefixes))
+        was = (self.it and self.it.up, list(self.prefixes))
         first, self.fresh = self.fresh, False
         self.it = host.interfaces.get(self.name)
         self.mtu = self.it.mtu if self.it else self.mtu
@@ -43,7 +43,7 @@ class Advertiser:
         elif self.settings.follow:
             present += self.prefixes.values()
         self.update({p.network: (p, source) for p, source in present})
-        return not first and was != (self.active, self.it and self.it.up, list(self.prefixes))
+        return not first and was != (self.it and self.it.up, list(self.prefixes))
 
     def update(self, present: dict[str, tuple[Prefix, str]]) -> None:
         """A prefix that is gone is advertised as over, so that no host goes on using it."""

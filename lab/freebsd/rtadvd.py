@@ -25,7 +25,7 @@ CONF, PID_FILE = "/etc/rtadvd.conf", "/var/run/rtadvd.pid"
 CONTROL_SOCKET = "/var/run/rtadvd.sock"
 
 # In seconds. On the real one the first is as late as the next two: nobody wants to wait for it.
-FIRST = 1.0
+FIRST, RETRY = 1.0, 0.2
 INITIAL_INTERVAL, INITIAL_COUNT = 16, 3
 # At the end, one after another, if /run/freebsd/rtadvd-seconds says no other interval.
 FAREWELL_INTERVAL, FAREWELL_COUNT = 3, 3
@@ -88,7 +88,7 @@ class Daemon:
         self.seen = (-1, 0)  # which version of the model
         self.farewells = 0  # still to say
         self.farewell_due = 0.0
-        self.ends = self.reloads = False
+        self.ends = False
         self.sock = ndp.listen(ndp.SOLICITATION)
         # The socket of another one is taken from it without a word.
         with suppress(FileNotFoundError):
@@ -97,13 +97,13 @@ class Daemon:
         self.control.bind(files[1])
         os.chmod(files[1], 0o644)
         self.control.listen()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.end(at_once=True))
+        signal.signal(signal.SIGHUP, lambda *_: self.reload())
 
     def run(self, names: list[str]) -> None:
         for name in names:
             self.serve(name)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.end())
-        signal.signal(signal.SIGHUP, lambda *_: self.reload())
         while not self.ends or self.farewells:
             readable = select.select([self.sock, self.control], [], [], LOOK)[0]
             self.look()
@@ -123,7 +123,7 @@ class Daemon:
             one.settings = rtadvd_conf.read(self.conf, name)
         self.seen = (-1, 0)
 
-    def end(self) -> None:
+    def end(self, at_once: bool = False) -> None:
         """The files go at once. Who has been told of a router is then told that it leaves."""
         if self.ends:
             return
@@ -134,6 +134,8 @@ class Daemon:
         if any(one.sent for one in self.served.values()):
             self.farewells = FAREWELL_COUNT
             self.farewell_due = time.time() + farewell_interval()
+        elif at_once:
+            os._exit(0)
 
     def look(self) -> None:
         """The kernel's messages on the routing socket, as it were."""
@@ -167,7 +169,7 @@ class Daemon:
 
     def pause(self, one: Advertiser) -> float:
         if not one.sent:
-            return FIRST
+            return RETRY
         if one.sent < INITIAL_COUNT:
             return INITIAL_INTERVAL
         return random.uniform(one.settings.min_interval, one.settings.max_interval)
@@ -177,7 +179,8 @@ class Daemon:
         connection, _ = self.control.accept()
         with connection, suppress(OSError):
             connection.settimeout(1)
-            connection.sendall(self.obey(connection.recv(4096).decode().split()).encode())
+            words = connection.recv(4096).decode().split()
+            connection.sendall(self.obey(words).encode() if words else b"")
 
     def obey(self, words: list[str]) -> str:
         verbose = "-v" in words

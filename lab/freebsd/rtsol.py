@@ -19,7 +19,8 @@ from .model import ACCEPT_RTADV, EPERM, Host, Interface
 # It asks at the beginning, and again after each of the shares of that time.
 PATIENCE = 10
 SOLICITATIONS, SHARE = 3, 0.4
-RETRY = 0.05  # seconds, while duplicate address detection holds our address back
+# Duplicate address detection may hold our address back: how long at most, how often to try.
+TENTATIVE, RETRY = 3, 0.05
 
 OPTIONS = {
     True: "[-dDFiu] [-O script-name] [-M script-name ] [-A script-name ] [-R script-name]",
@@ -88,13 +89,16 @@ def solicit(interface: Interface, debug: bool) -> None:
         say(f"{what}. Treat as not included.")
     index = socket.if_nametoindex(interface.name)
     patience = float(store.word("rtsol-seconds", str(PATIENCE)))
-    sent, due = 0, time.monotonic()
-    end = due + patience
     with ndp.listen(ndp.ADVERTISEMENT) as sock:
+        begin = time.monotonic()
+        while not ask(sock, interface, index) and time.monotonic() < begin + TENTATIVE:
+            time.sleep(RETRY)
+        sent, now = 1, time.monotonic()
+        due, end = now + SHARE * patience, now + patience
         while (now := time.monotonic()) < end:
             if now >= due and sent < SOLICITATIONS:
-                gone = ask(sock, interface, index)
-                sent, due = (sent + 1, now + SHARE * patience) if gone else (sent, now + RETRY)
+                ask(sock, interface, index)
+                sent, due = sent + 1, due + SHARE * patience
             wait = min(due, end) - now if sent < SOLICITATIONS else end - now
             if select.select([sock], [], [], max(0, wait))[0] and ndp.received_on(sock) == index:
                 return
