@@ -1,0 +1,88 @@
+"""The port, staged and installed on Linux: bmake, and a stand-in for FreeBSD's framework."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FRAMEWORK = Path(__file__).resolve().parent
+
+
+def needs(command: str, package: str) -> str:
+    """The path of a command; the test fails in one line where there is none."""
+    path = shutil.which(command)
+    if path is None:
+        pytest.fail(f"{command} is missing; install the package {package}", pytrace=False)
+    return path
+
+
+def make(*words: str) -> str:
+    """What make(1) of FreeBSD says to these words about our Makefile."""
+    bmake = shutil.which("make") if sys.platform.startswith("freebsd") else needs("bmake", "bmake")
+    assert bmake is not None
+    done = subprocess.run(
+        [bmake, "-m", str(FRAMEWORK), *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class Entry(NamedTuple):
+    """One line of the packing list."""
+
+    path: str  # below PREFIX
+    mode: int | None  # what pkg(8) makes of it, where that is not the mode in the stage
+    sample: bool
+
+
+def packing_list() -> list[Entry]:
+    """The packing list."""
+    entries = []
+    for line in make("plist").splitlines():
+        found = re.fullmatch(r"(@sample(?:\(root,wheel,([0-7]{3})\))? )?(\S+)", line)
+        assert found, line
+        entries.append(Entry(found[3], int(found[2], 8) if found[2] else None, bool(found[1])))
+    return entries
+
+
+class Port(NamedTuple):
+    """The port, staged for a prefix."""
+
+    prefix: Path
+    stage: Path  # what do-install has installed, the prefix inside
+
+    def staged(self) -> dict[str, Path]:
+        """Every file in the stage, by its path below PREFIX."""
+        top = Path(f"{self.stage}{self.prefix}")
+        files = [each for each in self.stage.rglob("*") if not each.is_dir()]
+        return {str(each.relative_to(top)): each for each in files}
+
+    def install(self) -> None:
+        """Install it at its prefix, in the way of pkg(8): what the packing list has, no more."""
+        for entry in packing_list():
+            target = self.prefix / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.staged()[entry.path], target)
+            if entry.mode is not None:
+                target.chmod(entry.mode)
+            if entry.sample and not target.with_suffix("").exists():
+                shutil.copy2(target, target.with_suffix(""))
+
+
+def stage(directory: Path) -> Port:
+    """Stage the port for a prefix below an empty directory, with the Python that runs this."""
+    port = Port(directory / "prefix", directory / "work" / "stage")
+    make(
+        f"PREFIX={port.prefix}",
+        f"WRKDIR={port.stage.parent}",
+        f"PYTHON_CMD={sys.executable}",
+        "stage",
+    )
+    return port

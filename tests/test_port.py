@@ -1,0 +1,244 @@
+"""The FreeBSD port in Makefile: read, staged and installed by bmake.
+
+In place of FreeBSD's framework stands tests/port/bsd.port.mk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import dtcp
+import pytest
+
+from tests.port import ROOT, Port, make, needs, packing_list, stage
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+# In the order that the Porter's Handbook asks for (chapter 15), an empty line between two blocks.
+BLOCKS = [
+    "PORTNAME DISTVERSION PORTREVISION CATEGORIES MASTER_SITES DISTFILES",
+    "MAINTAINER COMMENT WWW",
+    "LICENSE LICENSE_FILE",
+    "RUN_DEPENDS TEST_DEPENDS",
+    "USES USE_PYTHON",
+    "SHEBANG_FILES python_OLD_CMD",
+    "CONFLICTS_INSTALL",
+    "NO_ARCH NO_BUILD",
+    "PLIST_FILES",
+]
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Port:
+    """The port, staged and installed."""
+    staged = stage(tmp_path_factory.mktemp("port"))
+    staged.install()
+    return staged
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=30, env={"PATH": "/bin"})
+
+
+# --- the Makefile -----------------------------------------------------------------------------
+
+
+def test_the_variables_stand_in_the_order_of_the_handbook() -> None:
+    blocks = [re.findall(r"^(\w+)[?+]?=", block, re.M) for block in MAKEFILE.split("\n\n")]
+    used = {name for block in blocks for name in block}
+    expected = [[name for name in block.split() if name in used] for block in BLOCKS]
+    assert [block for block in blocks if block] == expected
+
+
+def test_every_variable_is_set_somewhere() -> None:
+    names = set(re.findall(r"\$\{(\w+)[}:]", MAKEFILE)) - {"PREFIX"}
+    empty = [name for name in sorted(names) if make("-V", name) == "\n"]
+    assert not empty
+
+
+def test_the_version_is_that_of_the_library() -> None:
+    assert make("-V", "DISTVERSION").strip() == dtcp.__version__
+
+
+def test_the_comment_is_a_phrase_in_one_line() -> None:
+    comment = make("-V", "COMMENT").strip()
+    assert len(comment) <= 70
+    assert not comment.endswith(".")
+    assert not re.match(r"(A|An|The|dtcpc) ", comment)
+
+
+def test_sh_comes_for_the_python_of_the_port() -> None:
+    assert make("-V", "${RUN_DEPENDS:M*py-sh*}").strip() == "py311-sh>=2.2:devel/py-sh@py311"
+
+
+def test_it_does_not_go_with_the_old_port() -> None:
+    assert make("-V", "CONFLICTS_INSTALL").strip() == "dtcp"
+
+
+# --- what is installed ------------------------------------------------------------------------
+
+
+def test_the_packing_list_is_what_is_installed(port: Port) -> None:
+    assert sorted(entry.path for entry in packing_list()) == sorted(port.staged())
+
+
+def test_what_can_hold_a_password_is_for_root_only(port: Port) -> None:
+    samples = {entry.path: entry for entry in packing_list() if entry.path.endswith(".sample")}
+    assert all(entry.sample for entry in samples.values())
+    modes = {
+        path: entry.mode or 0o777 & port.staged()[path].stat().st_mode
+        for path, entry in samples.items()
+    }
+    assert modes == {
+        "etc/dtcpc.auth.sample": 0o600,
+        "etc/dtcps.users.sample": 0o600,
+        "etc/dtcps.routes.sample": 0o644,
+    }
+    assert (port.prefix / "etc/dtcpc.auth").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_modes_of_the_others_are_those_of_the_framework(port: Port) -> None:
+    for path, file in port.staged().items():
+        runs = path.startswith(("sbin/", "etc/rc.d/", "etc/periodic/", "share/examples/"))
+        assert file.stat().st_mode & 0o777 == (0o555 if runs else 0o644), path
+
+
+def test_samples_hold_nothing_that_works(port: Port) -> None:
+    for file in (port.prefix / "etc").glob("*.sample"):
+        assert all(line.startswith("#") for line in file.read_text().splitlines()), file
+
+
+def test_nothing_tells_of_the_stage_or_of_another_prefix(port: Port) -> None:
+    for path, file in port.staged().items():
+        if not path.endswith(".gz"):
+            text = file.read_text()
+            rest = text.split("\n", 1)[1] if path.startswith("sbin/") else text
+            assert str(port.stage) not in text, path
+            assert "/usr/local" not in rest, path
+            assert not re.search(r"%%[A-Z_]+%%", text), path
+            assert not text.startswith("#!/usr/bin/env"), path
+
+
+def test_in_the_manual_pages_neither(port: Port) -> None:
+    for path in port.staged():
+        if path.startswith("share/man/"):
+            shown = subprocess.run(
+                ["gzip", "-dc", port.prefix / path], capture_output=True, text=True, check=True
+            ).stdout
+            assert "/usr/local" not in shown, path
+
+
+@pytest.mark.parametrize("program", ["dtcpc", "dtcps"])
+def test_the_programs_run_from_where_they_are_installed(port: Port, program: str) -> None:
+    path = port.prefix / "sbin" / program
+    version = run(path, "--version")
+    assert (version.stdout, version.stderr) == (f"{program} {dtcp.__version__}\n", "")
+    shown = run(path, "--help")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith(f"usage: {program} ")
+    assert run(path, "--nonsense").returncode == 64
+
+
+def test_the_programs_know_the_files_of_their_prefix(port: Port) -> None:
+    assert f"{port.prefix}/etc/dtcpc.auth" in run(
+        port.prefix / "sbin/dtcpc", "--help"
+    ).stdout.replace("\n" + 24 * " ", "")
+
+
+def test_running_them_leaves_nothing_that_is_in_no_packing_list(port: Port) -> None:
+    run(port.prefix / "sbin/dtcpc", "--status")
+    listed = {port.prefix / entry.path for entry in packing_list()}
+    listed |= {port.prefix / e.path.removesuffix(".sample") for e in packing_list() if e.sample}
+    assert {file for file in port.prefix.rglob("*") if file.is_file()} == listed
+
+
+# --- what is read -----------------------------------------------------------------------------
+
+
+def test_the_message_is_five_lines_and_names_what_is_there() -> None:
+    found = re.search(r"<<EOM\n(.*)^EOM$", (ROOT / "pkg-message").read_text(), re.S | re.M)
+    assert found
+    assert len(found[1].splitlines()) == 5
+    listed = {entry.path for entry in packing_list()}
+    listed |= {path.removesuffix(".sample") for path in listed}
+    names = re.findall(r"/usr/local/(\S+)", found[1])
+    assert names
+    assert set(names) <= listed
+    for page, section in re.findall(r"(\w+)\(([58])\)", found[1]):
+        assert f"share/man/man{section}/{page}.{section}.gz" in listed
+
+
+def test_the_description_is_prose_in_short_lines() -> None:
+    lines = (ROOT / "pkg-descr").read_text().splitlines()
+    assert max(map(len, lines)) < 80
+    assert not any("://" in line for line in lines)
+
+
+# --- what else is installed -------------------------------------------------------------------
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """A directory with commands that only write down how they were called."""
+    for name in ("ipfw", "pfctl", "kldstat"):
+        command = tmp_path / name
+        command.write_text(
+            f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/said\n'
+            f'case $* in *"-f -") sed "s/^/  /" >>{tmp_path}/said ;; esac\n'
+        )
+        command.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (
+            "up",
+            [
+                "ipfw -q delete 4103",
+                "ipfw -q add 4103 allow 41 from 192.0.2.1 to 203.0.113.7 in",
+                "ipfw -q add 4103 allow 41 from 203.0.113.7 to 192.0.2.1 out",
+                "pfctl -q -a dtcpc/gif3 -f -",
+                "  pass in quick inet proto 41 from 192.0.2.1 to 203.0.113.7",
+                "  pass out quick inet proto 41 from 203.0.113.7 to 192.0.2.1",
+            ],
+        ),
+        ("down", ["ipfw -q delete 4103", "pfctl -q -a dtcpc/gif3 -F rules"]),
+    ],
+)
+def test_the_example_opens_the_firewall_for_the_tunnel_and_closes_it(
+    port: Port, commands: Path, event: str, expected: list[str]
+) -> None:
+    facts = {
+        "DTCP_INTERFACE": "gif3",
+        "DTCP_LOCAL": "203.0.113.7",
+        "DTCP_REMOTE": "192.0.2.1",
+        "PATH": f"{commands}:{os.defpath}",
+    }
+    script = port.prefix / "share/examples/dtcpc/firewall.sh"
+    subprocess.run([script, event], env=facts, check=True)
+    said = (commands / "said").read_text().splitlines()
+    assert [line for line in said if not line.startswith("kldstat")] == expected
+
+
+def test_the_daily_report_is_silent_until_it_is_wanted(port: Port) -> None:
+    done = run(port.prefix / "etc/periodic/daily/425.status-dtcpc")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    scripts = [
+        "rc.d/dtcpc",
+        "rc.d/dtcps",
+        "etc/firewall.sh",
+        "etc/425.status-dtcpc",
+        "tests/rc.subr",
+    ]
+    done = subprocess.run(
+        [needs("shellcheck", "shellcheck"), *scripts], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout + done.stderr == ""
