@@ -186,6 +186,20 @@ def test_what_a_killed_one_leaves_is_no_obstacle(net: Internet) -> None:
 
 
 @one_release
+def test_another_one_may_start_while_the_first_says_farewell(net: Internet) -> None:
+    first = start(net.client, "em1")
+    wait_until("an address", lambda: NET in addresses(net.lan))
+    with net.lan.capture("eth0", f"{ADVERTISED} and ip6[46:2] = 0") as farewells:
+        os.kill(first, signal.SIGTERM)
+        wait_until("no files", lambda: not present(net.client))
+        second = start(net.client, "em1")
+        farewells.wait(3)
+    wait_until("the end of the first", lambda: daemons(net.client) == [second])
+    assert present(net.client) == ["rtadvd.pid", "rtadvd.sock"]
+    assert "em1: flags" in sh(net.client, "rtadvctl show")
+
+
+@one_release
 def test_rtadvctl(net: Internet) -> None:
     def ask(*words: str) -> tuple[int, str, str]:
         done = net.client.run(["rtadvctl", *words], check=False)
