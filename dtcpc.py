@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import math
 import os
 import re
 import signal
@@ -48,12 +49,13 @@ SCRIPT_TIME = 10.0  # seconds that the script of -s may take
 
 # Of -U: a NAT may forget a UDP flow after 30 s (RFC 4787 section 4.3 asks for 2 minutes).
 HEARTBEAT = 20.0  # seconds
-HEARTBEATS_MISSED = 6  # the first five come within 16 s
+HEARTBEATS_MISSED = 4
 
 # Of -l, in seconds.
 LONGEST = 300.0  # wait between two attempts
 STABLE_TIME = 60.0  # up for so long, the waits begin anew
 SOON = 12.0  # after a loss, in which the waits stay at 2 s at most
+CALM_TIME = 5.0  # between two attempts for which nothing has to be waited for
 GIVE_UP_TIME = 600.0  # without a server, until what is configured is taken down
 GONE_TIME = 10.0  # without our address, likewise: a new one may be on its way
 
@@ -261,6 +263,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error("-c: never destroys the interface; leave out -o")
     if options.destinations and options.routing == "solicit":
         p.error("-R: makes sense with -r static only")
+    for option, given in (("-c", not options.create), ("-o", options.keep)):
+        if given and options.routing == "solicit":
+            # What the server advertises stays on an interface until that is destroyed.
+            p.error(f"{option}: makes sense with -r static only")
     if options.dry_run and (options.daemon or options.loop):
         p.error("--dry-run: ends by itself; leave out -D and -l")
     seen = [(each.interface, each.sla) for each in options.delegations]
@@ -310,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     daemon.settle()
     options = parse(argv)
     log = daemon.Log("dtcpc", verbose=options.debug)
-    for number in (*daemon.ENDING, signal.SIGHUP, signal.SIGQUIT):
+    for number in (*daemon.ENDING, signal.SIGHUP):
         signal.signal(number, _raise_stopped)  # until there are daemon.Signals
     try:
         if options.status:
@@ -354,7 +360,7 @@ def show(lines: list[str]) -> int:
 
 
 def _raise_stopped(number: int, frame: object) -> NoReturn:
-    for each in (*daemon.ENDING, signal.SIGHUP, signal.SIGQUIT):
+    for each in (*daemon.ENDING, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)  # a second one must not disturb what the first began
     raise Stopped
 
@@ -405,6 +411,13 @@ class Client:
         self._begun = time.monotonic()  # this attempt
         self._lost_at: float | None = None
         self._facts: dict[str, object] = {}
+        self._index = 0  # of the tunnel interface, in the kernel
+        self._script_told_up = False
+        self._survey_is_fresh = False
+        self._hinted = False
+        self._address_before: IPv4Address | None = None  # ours, when the attempt began
+        self._server_address: IPv4Address | None = None  # the one that answered last
+        self._hurried_at = -math.inf  # when we last tried again without waiting
 
     def run(self, pid_file: daemon.PidFile) -> int:
         """Bring the tunnel up, keep it, take it down.  Raises Failure, Stopped and others."""
@@ -412,7 +425,7 @@ class Client:
         self._recover()
         self._survey()
         secret = find_password(self._options)
-        if self._options.daemon:
+        if self._options.daemon and not self._options.debug:
             ready = daemon.detach()
             self._log.to_syslog()
             pid_file.write()
@@ -433,7 +446,10 @@ class Client:
                 try:
                     self._one_login(secret)
                 except Failure as failure:
-                    self._rest(self._delay_after(failure))
+                    delay = self._delay_after(failure)
+                except (LedgerError, system.CommandFailed, OSError) as error:
+                    delay = self._delay_after(Failure(str(error)))
+                self._rest(delay)
         except (Stopped, system.Interrupted):
             self._log.notice("ending as asked")
             return self._end()
@@ -505,13 +521,15 @@ class Client:
             )
             # With rfc6204w3 a router takes a default route from an advertisement all the same.
             forwards = forwarding != "0" and not (self._wanted.solicit and despite != "0")
-            if lan and not forwards:
+            if lan and not forwards and not self._hinted:
+                self._hinted = True
                 self._log.notice(
                     "this host does not forward IPv6, so its LAN will get no further than here:"
                     ' set ipv6_gateway_enable="YES" in /etc/rc.conf and run'
                     " `service routing restart`"
                 )
         advertised = self._system.advertised() if lan and self._wanted.advertise else ()
+        self._survey_is_fresh = True
         self._host = plan.Host(
             self._existing(), forwards=forwards, lan=tuple(lan), advertised=advertised
         )
@@ -528,6 +546,10 @@ class Client:
             if found.outer is None and found.running:
                 raise Failure(f"{found.name}: has an outer pair over IPv6; -c cannot use it")
             return found
+        if self._options.udp:  # has an interface of its own
+            if name is not None and self._system.interface(name) is not None:
+                raise Failure(f"{name}: is there already; name another")
+            return None
         if name is None:
             return next(filter(_is_kept, self._system.ours()), None)
         found = self._system.interface(name)
@@ -540,8 +562,10 @@ class Client:
     def _one_login(self, secret: str) -> NoReturn:
         """Log in, make the tunnel as granted, keep it.  Ends by Failure or Stopped."""
         self._begun = time.monotonic()
+        self._address_before = own_address(self._server_address)
         with Connection.open(self._options, secret, self._signals, self._log) as connection:
             self._connection = connection
+            self._server_address = connection.address
             self._apply(self._login(connection))
             self._keep(connection)
 
@@ -567,11 +591,15 @@ class Client:
         return granted
 
     def _plan(self, granted: grant.Grant) -> list[plan.Step]:
+        if not self._system.done and not self._survey_is_fresh:
+            self._survey()
+        self._survey_is_fresh = False
         if not self._system.done and plan.ANYWHERE in self._wanted.destinations:
             has_default = self._system.default_route(self._wanted.fib)
             self._host = self._host._replace(default_route=has_default)
         if not self._system.done:
-            routed = tuple(filter(self._system.has_route, granted.prefixes))
+            fib = self._wanted.fib
+            routed = tuple(each for each in granted.prefixes if self._system.has_route(each, fib))
             self._host = self._host._replace(routed=routed)
         pid = os.getpid()
         mark = plan.mark("dtcpc", self._options.user, self._options.server, pid)
@@ -579,21 +607,33 @@ class Client:
 
     def _apply(self, granted: grant.Grant) -> None:
         """Make the host as the grant has it: all of it, or what differs from before."""
-        first = not self._system.done
+        if self._granted is None and self._system.done:  # what could not be undone before
+            failures = self._system.down()
+            if failures:
+                raise Failure(f"could not be undone: {failures[0]}")
+        if self._granted is not None and not self._is_whole():
+            self._give_up(f"{self._system.tunnel} has been removed")
+        first = self._granted is None
         stop = partial(getattr, self._signals, "stopping")
         try:
             steps = self._plan(granted)
             if first:
                 existing = self._host.existing
                 self._system.tunnel = existing.name if existing else None
+                self._refuse_taken_port(granted)
                 self._system.up(steps, stop)
+                self._index = socket.if_nametoindex(self._system.tunnel or "")
                 event = "up"
             else:
                 event = "change" if self._system.change(steps, stop) else ""
         except plan.PlanError as error:
             self._give_up(str(error))
             raise Failure(str(error)) from None
+        except system.Interrupted:
+            self._is_down()
+            raise
         except system.CommandFailed as failed:
+            self._is_down()
             for failure in failed.undone_badly:
                 self._log.error(f"could not be undone: {failure}")
             if self._signals.stopping:  # it was given no more time
@@ -609,8 +649,28 @@ class Client:
         if event:
             self._script(event)
 
+    def _refuse_taken_port(self, granted: grant.Grant) -> None:
+        """See that our UDP port is free: netgraph's message would not say what is wrong."""
+        if granted.ports is None:
+            return
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind((str(granted.local), granted.ports[0]))
+            except OSError as error:
+                raise Failure(
+                    f"UDP port {granted.ports[0]}: {error.strerror}; is another dtcpc using it?"
+                    " give this one another with -b"
+                ) from None
+
     def _why_not(self, failed: system.CommandFailed, granted: grant.Grant) -> str:
         """Why the tunnel could not be made, as far as looking tells more than the command did."""
+        if "SIOCIFCREATE2" in failed.reason and "Invalid argument" in failed.reason:
+            return "the kernel has no gif(4): kldload if_gif (for a jail, on its host)"
+        if failed.words[0] == "ngctl" and "create node" in failed.reason:
+            return (
+                "the kernel has no netgraph: kldload ng_socket ng_iface ng_ksocket (for a jail,"
+                " on its host)"
+            )
         if failed.words[2:3] == ("tunnel",):
             with contextlib.suppress(system.CommandFailed):
                 for each in self._system.interfaces():
@@ -658,7 +718,9 @@ class Client:
     def _keep(self, connection: Connection) -> NoReturn:
         """Keep the tunnel until there is a reason not to.  Ends by Failure or Stopped."""
         self._watch()
-        heart = Heartbeat(self._system.tunnel or "") if self._options.udp else None
+        heart = None
+        if self._options.udp and self._granted is not None:
+            heart = Heartbeat(self._system.tunnel or "", self._granted.peer)
         with contextlib.closing(heart) if heart else contextlib.nullcontext():
             self._keep_going(connection, heart)
 
@@ -672,19 +734,32 @@ class Client:
                 self._signals.reload = False
                 raise Failure("told to log in again", TRY_AGAIN, asked=True)
             # Without a monitor we look whenever there is something to do anyway.
-            changed = changed or self._monitor is None
-            if changed and (now := own_address(connection.address)) != connection.own:
-                # For a moment without a route, but with the address: not our business.
-                if now is None and is_here(connection.own):
-                    continue
-                raise Failure(
-                    f"lost: our address was {connection.own} and is {now or 'gone'}",
-                    TRY_AGAIN,
-                    at_once=True,
-                )
+            if changed or self._monitor is None:
+                self._look(connection)
             for event in connection.events_now():
                 if isinstance(event, wire.Lost):
                     raise Failure(f"lost: {event.reason}", TRY_AGAIN)
+
+    def _look(self, connection: Connection) -> None:
+        """See that what the tunnel stands on is still there.  Raises Failure."""
+        if not self._is_whole():
+            self._give_up(f"{self._system.tunnel} has been removed")
+            raise Failure("lost: somebody has removed the tunnel", TRY_AGAIN, at_once=True)
+        now = own_address(connection.address)
+        # For a moment without a route, but with the address: not our business.
+        if now != connection.own and (now is not None or not is_here(connection.own)):
+            raise Failure(
+                f"lost: our address was {connection.own} and is {now or 'gone'}",
+                TRY_AGAIN,
+                at_once=True,
+            )
+
+    def _is_whole(self) -> bool:
+        """Whether the tunnel interface is still the one that we have made."""
+        try:
+            return socket.if_nametoindex(self._system.tunnel or "") == self._index
+        except OSError:
+            return False
 
     def _beat(self, heart: Heartbeat) -> None:
         """See that a tunnel over UDP still carries packets.  Raises Failure."""
@@ -694,7 +769,7 @@ class Client:
         except system.CommandFailed as failed:
             raise Failure(f"lost: {failed}", TRY_AGAIN) from None
         if not heart.beat(time.monotonic()) and self._options.nat:
-            raise Failure("lost: nothing comes back through the tunnel", TRY_AGAIN, at_once=True)
+            raise Failure("lost: nothing comes back through the tunnel", TRY_AGAIN)
 
     def _wait(self, seconds: float, connection: Connection | None = None) -> bool:
         """Wait for whatever happens, `seconds` at most.  Whether the network changed.
@@ -743,15 +818,19 @@ class Client:
         refused = failure.status == NOT_ALLOWED
         if self._lost_at is None:
             self._lost_at = now
-        if self._system.done:
-            assert self._granted is not None
+        if self._granted is not None:
             if refused:
                 self._give_up("the server refuses us")
             elif now - self._lost_at >= GONE_TIME and not is_here(self._granted.local):
                 self._give_up(f"our address {self._granted.local} is gone")
             elif now - self._lost_at >= GIVE_UP_TIME:
                 self._give_up(f"no server for {GIVE_UP_TIME / 60:.0f} minutes")
-        delay = 0.0 if failure.at_once else self._back_off.next(now, most=refused)
+        hurry = failure.at_once and now - self._hurried_at >= CALM_TIME
+        if failure.asked or hurry:
+            self._hurried_at = now
+            delay = 0.0
+        else:
+            delay = self._back_off.next(now, most=refused)
         when = f"in {delay:.0f} s" if delay >= 1 else "at once"
         self._log.error(f"{failure}; trying again {when}")
         self._tell(
@@ -766,10 +845,13 @@ class Client:
         """Wait for the next attempt; a change of the network or SIGHUP is a reason to go now."""
         self._watch()
         end = time.monotonic() + seconds
-        before = own_address(None)
+        before = self._address_before
         while (left := end - time.monotonic()) > 0:
-            if self._wait(left) and own_address(None) != before:
+            # The network may have come back while the last attempt was still waiting.
+            now = own_address(self._server_address)
+            if now is not None and now != before:
                 return
+            self._wait(left)
             if self._signals.reload:
                 break
         self._signals.reload = False
@@ -780,8 +862,15 @@ class Client:
             self._log.notice(f"taking the tunnel down: {reason}")
             for failure in self._system.down():
                 self._log.error(f"could not be undone: {failure}")
+            self._is_down()
+
+    def _is_down(self) -> None:
+        """The tunnel has been taken down: whoever was told that it is up should know."""
+        self._granted = None
+        self._facts["lines"] = []
+        if self._script_told_up:
             self._script("down")
-            self._granted = None
+        self._tell(interface=None, lines=[])
 
     def _end(self) -> int:
         """Say goodbye, and take everything down.  The exit status."""
@@ -793,8 +882,7 @@ class Client:
         failures = self._system.down()
         for failure in failures:
             self._log.error(f"could not be undone: {failure}")
-        if had_tunnel:
-            self._script("down")
+        self._is_down()
         if connection is not None:
             connection.wait_for_end()
             connection.close()
@@ -816,6 +904,7 @@ class Client:
         """Run the administrator's script (-s).  What comes of it is his business."""
         if not self._options.script:
             return
+        self._script_told_up = event != "down"
         facts = {
             "DTCP_INTERFACE": self._facts.get("interface"),
             "DTCP_SERVER": self._options.server,
@@ -825,7 +914,7 @@ class Client:
             "DTCP_REMOTE": self._facts.get("remote"),
             "DTCP_INNER": self._facts.get("inner"),
             "DTCP_PEER": self._facts.get("peer"),
-            "DTCP_PREFIXES": " ".join(map(str, cast("list[str]", self._facts["prefixes"]))),
+            "DTCP_PREFIXES": " ".join(map(str, cast("list[str]", self._facts.get("prefixes", [])))),
             "DTCP_MTU": self._options.mtu,
         }
         environment = {name: str(value) for name, value in facts.items() if value is not None}
@@ -937,35 +1026,37 @@ class Heartbeat:
     """Small packets through a tunnel over UDP: they keep a NAT's entry alive, and show that the
     tunnel carries something.
 
-    An echo request to all routers on the link (RFC 4443 section 4.1, RFC 4291 section 2.7.1):
-    whoever routes for us answers it.
+    An echo request (RFC 4443 section 4.1) to the server's end of the tunnel, or, when that has no
+    address that we know, to all nodes on the link.
     """
 
-    def __init__(self, interface: str) -> None:
+    def __init__(self, interface: str, peer: IPv6Address | None) -> None:
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         self._socket.setblocking(False)
-        self._to = ("ff02::2", 0, 0, socket.if_nametoindex(interface))
+        # Otherwise we would hear ourselves answer.
+        self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+        index = socket.if_nametoindex(interface)
+        self._to = (str(peer), 0, 0, 0) if peer else ("ff02::1", 0, 0, index)
         self._packet = bytes((128, 0, 0, 0)) + os.urandom(4)  # the kernel fills in the check sum
-        self._unanswered = 0
-        self._sent = 0
+        self._sent = self._unanswered = 0
+        self._ever_answered = False
         self.next = time.monotonic()
 
     def beat(self, now: float) -> bool:
-        """Send one.  Whether the last ones were answered, as far as any ever was."""
-        answered = False
+        """Send one.  False when the last ones were not answered, though one was before."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 answer = self._socket.recv(64)
-                answered = answered or (answer[0] == 129 and answer[4:8] == self._packet[4:8])
-        if answered:
-            self._unanswered = 0
+                if answer[0] == 129 and answer[4:8] == self._packet[4:8]:
+                    self._unanswered = 0
+                    self._ever_answered = True
         # Its own address may be tentative for a second, and the first packets may find no taker.
         with contextlib.suppress(OSError):
             self._socket.sendto(self._packet, self._to)
         self._sent += 1
         self._unanswered += 1
         self.next = now + min(HEARTBEAT, 2.0 ** (self._sent - 1))
-        return self._unanswered <= HEARTBEATS_MISSED
+        return not self._ever_answered or self._unanswered <= HEARTBEATS_MISSED
 
     def close(self) -> None:
         self._socket.close()
@@ -1059,7 +1150,7 @@ class Connection:
 
     def wait_for_end(self) -> None:
         """Wait until the server has taken our goodbye, but not long."""
-        while (left := self._end - time.monotonic()) > 0:
+        while (left := self._end - time.monotonic()) > 0 and self._socket.fileno() >= 0:
             ready, _ = self._signals.wait([self._socket.fileno()], left)
             if ready:
                 # One line, or the end, whatever it says: KAME's server does not always close.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import itertools
 import math
 import os
 import re
@@ -246,8 +245,12 @@ class Server:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._signals.woken, selectors.EVENT_READ, self._signals.drain)
         self._selector.register(self._finished, selectors.EVENT_READ, self._collect)
-        while not self._signals.stopping:
-            self._turn(self._until())
+        try:
+            while not self._signals.stopping:
+                self._turn(self._until())
+        except BaseException:  # whatever it is, it must not leave tunnels behind
+            self._end()
+            raise
         return self._end()
 
     def _turn(self, timeout: float | None) -> None:
@@ -404,8 +407,8 @@ class Server:
         peer.user = asked.user
         granted = Grant(peer.address, peer.own, *inner, prefixes)
         if asked.udp is not None:
-            peer.port = self._free_port({each.port for each in self._peers})
-            granted = granted._replace(ports=(asked.udp, peer.port))
+            # Who comes back gets the port he had, so that nothing has to change at his end.
+            peer.port = next((each.port for each in rivals if each.port), self._udp_port)
         for other in rivals:
             # Its connection is half open, and its client has restarted; or it is leaving anyway.
             if not other.leaving:
@@ -414,11 +417,8 @@ class Server:
                 other.flush()
                 self._leave(other)
         leaving = [other.work for other in rivals if other.work]
-        if granted.ports is not None:
-            self._listen_for(peer, granted, now)
-            return
         broken, self._broken = self._broken, []
-        self._submit(peer, lambda: self._bring_up(peer, granted, leaving, broken))
+        self._submit(peer, lambda: self._clear_the_way(peer, asked, granted, leaving, broken))
 
     def _pair(self, slot: int) -> tuple[IPv6Address | None, IPv6Address | None]:
         """The inner addresses of client and server in the numbering of KAME's server."""
@@ -428,11 +428,23 @@ class Server:
             return None, None
         return self._prefix[base + 2], self._prefix[base + 1]
 
-    def _free_port(self, taken: set[int | None]) -> int:
-        assert self._udp_port is not None
-        return next(port for port in itertools.count(self._udp_port) if port not in taken)
+    def _clear_the_way(
+        self,
+        peer: Peer,
+        asked: wire.Asked,
+        granted: Grant,
+        leaving: list[concurrent.futures.Future[None]],
+        broken: list[system.System],
+    ) -> Finish:
+        """Have done with what may stand in the way of a new tunnel, and go on to make it."""
+        # Those were submitted before us, so they have a worker already.
+        concurrent.futures.wait(leaving)
+        self._broken += [host for host in broken if host.down()]
+        if asked.udp is not None:
+            return partial(self._listen_for, peer, granted, asked.udp)
+        return self._bring_up(peer, granted)
 
-    def _listen_for(self, peer: Peer, granted: Grant, now: float) -> None:
+    def _listen_for(self, peer: Peer, granted: Grant, announced: int) -> None:
         """Grant a tunnel over UDP, and wait for the client's first packet before it is made.
 
         What we sent before the client is ready would be answered with an ICMP unreachable, which
@@ -440,22 +452,36 @@ class Server:
         is.  So a socket of our own, on the same port, hears that first packet.
         """
         assert peer.port is not None
-        try:
-            peer.ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            peer.ear.setblocking(False)
-            peer.ear.bind((str(peer.own), peer.port))
-        except OSError as error:
-            self._log.error(f"{peer.user}: UDP port {peer.port}: {error.strerror}")
-            self._settle(peer, peer.session.refuse(wire.INTERNAL, now))
+        assert self._udp_port is not None
+        taken = {each.port for each in self._peers if each is not peer and not each.leaving}
+        for port in (peer.port, *range(self._udp_port, 65536)):
+            peer.port = port
+            if port not in taken and self._open_ear(peer, port):
+                break
+        else:
+            self._refused(peer, wire.SOLD_OUT)
             return
+        granted = granted._replace(ports=(announced, peer.port))
         peer.waiting = granted
-        self._selector.register(peer.ear, selectors.EVENT_READ, partial(self._hear, peer))
-        self._settle(peer, peer.session.accept(granted.reply(), now))
+        self._settle(peer, peer.session.accept(granted.reply(), time.monotonic()))
+
+    def _open_ear(self, peer: Peer, port: int) -> bool:
+        """Listen on that UDP port, if nobody else does."""
+        ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            ear.setblocking(False)
+            ear.bind((str(peer.own), port))
+        except OSError:
+            ear.close()
+            return False
+        peer.ear = ear
+        self._selector.register(ear, selectors.EVENT_READ, partial(self._hear, peer))
+        return True
 
     def _hear(self, peer: Peer) -> None:
         """The first packet of a client: now it is ready, and we know where it is."""
-        assert peer.ear is not None
-        assert peer.waiting is not None
+        if peer.ear is None or peer.waiting is None:
+            return  # it left in the same turn
         try:
             packet, (address, port) = peer.ear.recvfrom(65535)
         except OSError:
@@ -468,7 +494,7 @@ class Server:
         announced, own = peer.waiting.ports
         granted = peer.waiting._replace(ports=(announced or port, own))
         self._stop_listening(peer)
-        self._submit(peer, lambda: self._bring_up(peer, granted, [], []))
+        self._submit(peer, lambda: self._bring_up(peer, granted))
 
     def _stop_listening(self, peer: Peer) -> None:
         if peer.ear is not None:
@@ -507,17 +533,7 @@ class Server:
             else:
                 finish()
 
-    def _bring_up(
-        self,
-        peer: Peer,
-        granted: Grant,
-        leaving: list[concurrent.futures.Future[None]],
-        broken: list[system.System],
-    ) -> Finish:
-        # Those were submitted before us, so they have a worker already.
-        concurrent.futures.wait(leaving)
-        # What is left of an earlier tunnel may stand in the way of this one.
-        self._broken += [host for host in broken if host.down()]
+    def _bring_up(self, peer: Peer, granted: Grant) -> Finish:
         mark = plan.mark("dtcps", peer.user, str(peer.address), os.getpid())
         try:
             node = f"dtcps{os.getpid()}u{peer.port}"
@@ -536,13 +552,13 @@ class Server:
         else:  # over UDP it has had its answer long since
             self._settle(peer, peer.session.accept(granted.reply(), time.monotonic()))
 
-    def _refused(self, peer: Peer) -> None:
+    def _refused(self, peer: Peer, text: str = wire.INTERNAL) -> None:
         if peer.session.granted:
-            peer.session.close(wire.INTERNAL)
+            peer.session.close(text)
             self._settle(peer, [wire.Ended("its tunnel is broken")])
         else:
             peer.user, peer.slot, peer.port = "", None, None
-            self._settle(peer, peer.session.refuse(wire.INTERNAL, time.monotonic()))
+            self._settle(peer, peer.session.refuse(text, time.monotonic()))
 
     def _take_down(self, peer: Peer) -> Finish:
         for failure in peer.system.down():

@@ -53,7 +53,7 @@ def test_a_lan_host_gets_an_address_and_reaches_the_world(net: Internet) -> None
             wait_until("and its router", lambda: _lan_router(net))
             assert ping(net.lan, FAR)
             assert ping(net.far, _lan_addresses(net)[0])
-            assert client.end() == 0
+            assert client.end() == 0, client.lines
         # The farewell: the LAN host knows at once that its router has gone.
         wait_until("no router", lambda: not _lan_router(net))
         _no_rtadvd(net)

@@ -236,12 +236,13 @@ def test_a_failing_script_is_logged_and_nothing_else(net: Internet) -> None:
 def test_it_becomes_a_daemon(net: Internet) -> None:
     """The parent ends before the first connection, but after everything that can be checked."""
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n", 0o644)
-    with login(net.client, "-D", "-l", "-t", "host") as client:
+    words = ("-Dl", "-u", "itojun", "-t", "host", SERVER)
+    with Program(net.client, "dtcpc", *words) as client:
         assert client.status() == 1
         assert client.lines[-1].endswith("readable by others; chmod 600 /usr/local/etc/dtcpc.auth")
     with serve(net):
         before = net.client.snapshot()
-        with login(net.client, "-Dl", "-t", "host") as client:
+        with Program(net.client, "dtcpc", *words) as client:
             assert client.status() == 0
         pid = net.client.read("/var/run/dtcpc.pid").strip()
         assert pid != str(client.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
@@ -136,21 +137,48 @@ def test_a_server_has_the_other_end() -> None:
     ]
 
 
-def test_every_undo_of_every_plan_is_one_that_a_ledger_may_hold() -> None:
+def _every_plan() -> Iterator[list[plan.Step]]:
+    """Plans of every kind that the options can come to."""
     full = HOST_GRANT._replace(prefixes=NETWORK_GRANT.prefixes)
-    interfaces = (None, plan.Interface("gif0"), plan.Interface("gif0", outer=(GRANT.local,) * 2))
-    for existing in interfaces:
+    em1 = plan.Interface("em1", ether="00:00:5e:00:53:01")
+    off = plan.Interface("em1.7", link_local=IPv6Address("fe80::1"), up=True, inet6_disabled=False)
+    lan = tuple(plan.Delegation(name, 1, 1, 64) for name in ("em1", "em1.7"))
+    existing = (
+        None,
+        plan.Interface("gif0", mtu=99999),
+        plan.Interface("gif0", outer=(GRANT.local,) * 2, fib=3),
+    )
+    addresses = tuple(map(IPv6Interface, ("2001:db8::7/64", "fe80::7/64")))
+    for interface in existing:
         for keep in (False, True):
-            options = plan.Options(
-                "wan_0.1", keep, 8192, (IPv6Interface("2001:db8::7/64"),), (plan.ANYWHERE,)
-            )
-            for has_default in (False, True):
-                steps = plan.client(full, options, plan.Host(existing, has_default), MARK)
-                for step in steps:
-                    for words in (*step.undo, *(step.leave or ())):
-                        assert plan.is_undo(words), words
-                        named = tuple(w.replace(plan.TUNNEL, "wan_0.1") for w in words)
-                        assert plan.is_undo(named), named
+            for fib in (None, 1):
+                for solicit in (False, True):
+                    for ports in (None, (4028, 4029)):
+                        options = plan.Options(
+                            interface="wan_0.1",
+                            keep=keep,
+                            mtu=8192,
+                            addresses=addresses,
+                            fib=fib,
+                            solicit=solicit,
+                            delegations=lan,
+                            files="/var/run/a b",
+                            node="dtcpc77",
+                        )
+                        host = plan.Host(interface, default_route=not solicit, lan=(em1, off))
+                        yield plan.client(full._replace(ports=ports), options, host, MARK)
+
+
+def test_every_undo_of_every_plan_is_one_that_a_ledger_may_hold() -> None:
+    count = 0
+    for steps in _every_plan():
+        for step in steps:
+            for words in (*step.undo, *(step.leave or ())):
+                assert plan.is_undo(words), words
+                named = tuple(w.replace(plan.TUNNEL, "wan_0.1") for w in words)
+                assert plan.is_undo(named), named
+                count += 1
+    assert count > 500
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-ENDING = (signal.SIGTERM, signal.SIGINT)  # the signals that end us
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # the signals that end us
 
 
 _ERROR, _NOTICE, _INFO, _DEBUG = 3, 5, 6, 7  # of syslog(3)

@@ -37,10 +37,12 @@ class GrantError(Exception):
 class BehindNat(Exception):
     """The server saw another address than our socket has."""
 
-    def __init__(self, own: IPv4Address, seen: IPv4Address) -> None:
+    def __init__(self, own: IPv4Address, seen: IPv4Address, *, udp: bool) -> None:
+        help = "protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
+        if udp:
+            help = "with -U it takes -n to pass one"
         super().__init__(
-            f"our address is {own}, but the server sees {seen}: there is a NAT between, and"
-            " protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
+            f"our address is {own}, but the server sees {seen}: there is a NAT between, and {help}"
         )
 
 
@@ -134,7 +136,7 @@ def parse(
     _check_remote(remote, own, server)
     # Last, for a grant that makes no sense is not mended by -n.
     if seen != own and not nat:
-        raise BehindNat(own, seen)
+        raise BehindNat(own, seen, udp=port is not None)
     if port is not None and not (len(ports) == 1 and is_port(ports[0]) and int(ports[0])):
         raise GrantError("no UDP port, though a tunnel over UDP was asked for")
     both_ports = (port, int(ports[0])) if port is not None else None

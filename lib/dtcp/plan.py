@@ -37,6 +37,9 @@ LINK_LOCAL = "$LINK_LOCAL"
 # Not a command of the system: ends the daemon whose pid file is the next word, and waits for it.
 STOP = "stop"
 
+# Nor this: waits until the daemon holds its pid file locked, and says `running`.
+RUNNING = "running"
+
 RTSOL_TIME = 20.0  # seconds: rtsol(8) gives up after 9 to 12
 
 ANYWHERE = IPv6Network("::/0")
@@ -69,6 +72,7 @@ class Step(NamedTuple):
     mark: str = ""  # the command makes the tunnel interface, and it is known by this
     limit: float | None = None  # seconds that the command may take, when not the usual ones
     input: str = ""  # what the command reads
+    along: tuple[str, ...] = ()  # what it depends on: when that changes, it is another step
     mend: Words = ()  # what makes the check come true again, if it ever ceases to be
 
 
@@ -148,8 +152,8 @@ def client(grant: Grant, options: Options, host: Host, description: str) -> list
         *_ends(grant, options, host.existing, description),
         *_inner(grant, options.addresses),
         _up(),
-        *(_solicited(host) if options.solicit else _routed(options, host)),
-        *(_unreachable(prefix) for prefix in grant.prefixes if prefix not in taken),
+        *(_solicited(host, options.fib) if options.solicit else _routed(options, host)),
+        *(_unreachable(prefix, options.fib) for prefix in grant.prefixes if prefix not in taken),
         *(step for interface, address in lan for step in _on_lan(interface, address)),
         *_advertised(lan, options, host),
     ]
@@ -202,13 +206,14 @@ def _undo_shapes() -> tuple[re.Pattern[str], ...]:
         re.compile(shape.replace("IF", rf"(\$IF|{NAME.pattern})").replace("ADDRESS", r"[0-9a-f:]+"))
         for shape in (
             r"ifconfig IF destroy",
-            r"ifconfig IF inet6 ifdisabled",
-            r"ifconfig IF inet6 (\$LINK_LOCAL|ADDRESS) -alias",
-            r"ifconfig IF (down|deletetunnel|-description|-group dtcp|mtu [0-9]{4})",
+            r"ifconfig IF inet6 (ifdisabled|-accept_rtadv)",
+            r"ifconfig IF inet6 (\$LINK_LOCAL|ADDRESS(%IF)?) -alias",
+            r"ifconfig IF (down|deletetunnel|-description|-group dtcp)",
+            r"ifconfig IF (mtu|fib) [0-9]{1,5}",
             r"ifconfig IF tunnel [0-9.]{7,15} [0-9.]{7,15}",
             r"route -n delete -inet6 (default|ADDRESS(/[0-9]{1,3})?) (-interface IF|::1)"
             r"( -fib [0-9]{1,5})?",
-            r"stop /\S+\.rtadvd\.pid",
+            r"stop /[^\n]+\.rtadvd\.pid",
             r"ngctl shutdown [a-z0-9]{1,31}:(inet6)?",
         )
     )
@@ -217,9 +222,9 @@ def _undo_shapes() -> tuple[re.Pattern[str], ...]:
 def is_undo(words: Words) -> bool:
     """Whether a plan could have had this command for an undo."""
     line = " ".join(words)
-    return len(words) == line.count(" ") + 1 and any(
-        shape.fullmatch(line) for shape in _undo_shapes()
-    )
+    if any(" " in word for word in words) and words[0] != STOP:
+        return False
+    return any(shape.fullmatch(line) for shape in _undo_shapes())
 
 
 def _ends(
@@ -355,7 +360,7 @@ def _routed(options: Options, host: Host) -> list[Step]:
     return [_route(to, options.fib) for to in dict.fromkeys(wanted)]
 
 
-def _solicited(host: Host) -> list[Step]:
+def _solicited(host: Host, fib: int | None) -> list[Step]:
     """A default route that the server advertises on the tunnel (-r solicit)."""
     if host.forwards:
         raise PlanError(
@@ -377,7 +382,7 @@ def _solicited(host: Host) -> list[Step]:
         Step(
             ("rtsol", TUNNEL),
             check=Check(
-                ("route", "-n", "get", "-inet6", "default"),
+                ("route", "-n", "get", "-inet6", *_table(fib), "default"),
                 shows=(f"interface: {TUNNEL}",),
                 otherwise="no router answered on the tunnel; use -r static",
             ),
@@ -392,10 +397,15 @@ def _destination(to: IPv6Network) -> str:
     return str(to.network_address) if to.prefixlen == 128 else str(to)
 
 
+def _table(fib: int | None) -> Words:
+    """The words of route(8) that name a FIB."""
+    return () if fib is None else ("-fib", str(fib))
+
+
 def _route(to: IPv6Network, fib: int | None = None) -> Step:
     # Deleting without saying through what could hit another's route of the same destination:
     # with several default routes, 15.1 deletes them all.
-    table = () if fib is None else ("-fib", str(fib))
+    table = _table(fib)
     words = ("-inet6", _destination(to), "-interface", TUNNEL, *table)
     return Step(
         ("route", "-n", "add", *words),
@@ -407,12 +417,13 @@ def _route(to: IPv6Network, fib: int | None = None) -> Step:
     )
 
 
-def _unreachable(prefix: IPv6Network) -> Step:
+def _unreachable(prefix: IPv6Network, fib: int | None) -> Step:
+    table = _table(fib)
     return Step(
-        ("route", "-n", "add", "-inet6", str(prefix), "::1", "-reject"),
-        undo=(("route", "-n", "delete", "-inet6", str(prefix), "::1"),),
+        ("route", "-n", "add", "-inet6", str(prefix), "::1", "-reject", *table),
+        undo=(("route", "-n", "delete", "-inet6", str(prefix), "::1", *table),),
         check=Check(
-            ("route", "-n", "get", "-inet6", str(prefix)),
+            ("route", "-n", "get", "-inet6", *table, str(prefix)),
             shows=(f"destination: {prefix.network_address}", "REJECT"),
         ),
     )
@@ -568,5 +579,7 @@ def _advertised(
             ),
             # It must end before the addresses go: then it tells the hosts that the router leaves.
             undo=((STOP, pid_file),),
+            check=Check((RUNNING, pid_file), shows=("running",)),
+            along=tuple(str(address) for _, address in lan),
         )
     ]

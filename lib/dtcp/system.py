@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     import subprocess
 
 LIMIT = 5.0  # seconds that a command may take
-HURRY = 8.5  # seconds for all that is left to be run once we were told to stop
+HURRY = 9.0  # seconds for all that is left to be run once we were told to stop
 LEAST = 0.1  # of them for each command, so that every undo is tried
+STARTING = 2.0  # seconds in which a daemon must have its pid file
+AFTER_FAREWELL = 3.0  # of HURRY, for what has to be undone when rtadvd has ended
 FAREWELL = 8.0  # seconds that rtadvd(8) lives on after SIGTERM, saying three times that it leaves
 
 # Where the commands are; behind the PATH we were started with, which may be none at all.
@@ -102,6 +104,8 @@ class System:
         """
         if words[0] == plan.STOP:
             return self._stop(words)
+        if words[0] == plan.RUNNING:
+            return self._is_running(words)
         output = self._output(words, limit or LIMIT, input, {})
         if output.status == 0 and not output.err:
             return output.out
@@ -125,10 +129,19 @@ class System:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
             end = time.monotonic() + FAREWELL
-            while time.monotonic() < min(end, (self._deadline or math.inf) - 1):
+            while time.monotonic() < min(end, (self._deadline or math.inf) - AFTER_FAREWELL):
                 os.kill(pid, 0)
                 time.sleep(0.05)
         return ""
+
+    def _is_running(self, words: Words) -> str:
+        """Wait until a daemon holds its pid file (plan.RUNNING): it writes it when it is ready."""
+        end = time.monotonic() + STARTING
+        while daemon.locked_by(words[1]) is None:
+            if time.monotonic() > end:
+                return ""
+            time.sleep(0.02)
+        return plan.RUNNING
 
     def _output(
         self, words: Words, limit: float, input: str, environment: dict[str, str]
@@ -245,15 +258,21 @@ class System:
             for step in reversed(gone):
                 if stop():
                     raise Interrupted
-                for words in step.undo:
-                    self._undo(words)
+                failures = [failure for words in step.undo for failure in self._undo(words)]
+                if failures:
+                    raise failures[0]
             self.done = kept
             self._record()
+        except CommandFailed as failed:
+            failed.undone_badly = self.down()
+            raise
         except BaseException:
             self.down()
             raise
         self._been_up = False  # until it is whole again
         self.up([step for step in steps if step not in kept], stop)
+        self.done.sort(key=steps.index)  # for the take-down, in which the order matters
+        self._record()
         return True
 
     def down(self) -> list[CommandFailed]:
@@ -447,10 +466,11 @@ class System:
             raise
         return True
 
-    def has_route(self, network: IPv6Network) -> bool:
-        """Whether there is a route for exactly that network, whoever made it."""
+    def has_route(self, network: IPv6Network, fib: int | None) -> bool:
+        """Whether there is a route for exactly that network in that FIB, whoever made it."""
+        table = () if fib is None else ("-fib", str(fib))
         try:
-            seen = _words(self.run(("route", "-n", "get", "-inet6", str(network))))
+            seen = _words(self.run(("route", "-n", "get", "-inet6", *table, str(network))))
         except CommandFailed as failed:
             if "has not been found" in failed.reason:
                 return False
