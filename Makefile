@@ -36,6 +36,7 @@ PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
 		etc/rc.d/dtcpc \
 		etc/rc.d/dtcps \
 		libexec/dtcpc/dtcp/__init__.py \
+		libexec/dtcpc/dtcp/cli.py \
 		libexec/dtcpc/dtcp/daemon.py \
 		libexec/dtcpc/dtcp/grant.py \
 		libexec/dtcpc/dtcp/ledger.py \

@@ -29,7 +29,8 @@ _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
     sys.path.insert(0, _lib)
 
-from dtcp import __version__, daemon, grant, password, plan, system, wire  # noqa: E402
+from dtcp import __version__, cli, daemon, grant, password, plan, system, wire  # noqa: E402
+from dtcp.cli import FAILED, NOT_ALLOWED, OK, TRY_AGAIN, Parser, in_range  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 AUTH_FILE = "/usr/local/etc/dtcpc.auth"
 PID_FILE = "/var/run/dtcpc.pid"
 UDP_PORT = 4028
-
-# The exit status says what a script should do next.  64 to 77 are those of sysexits(3).
-OK, FAILED, USAGE, TRY_AGAIN, NOT_ALLOWED = 0, 1, 64, 75, 77
 
 CONNECT_TIME = 10.0  # seconds for one address of the server
 RESOLVE_TIME = 30.0
@@ -60,14 +58,13 @@ GIVE_UP_TIME = 600.0  # without a server, until what is configured is taken down
 GONE_TIME = 10.0  # without our address, likewise: a new one may be on its way
 
 
-class Failure(Exception):
+class Failure(cli.Failure):
     """Why we end, or begin again, in one line, and with which status."""
 
     def __init__(
         self, text: str, status: int = FAILED, *, at_once: bool = False, asked: bool = False
     ) -> None:
-        super().__init__(text)
-        self.status = status
+        super().__init__(text, status)
         self.at_once = at_once or asked  # with -l: nothing has to be waited for
         self.asked = asked  # it is no failure: we were told to log in again
 
@@ -91,15 +88,6 @@ def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
         if not pattern.fullmatch(text):
             raise argparse.ArgumentTypeError(f"{text!a} is no {what}")
         return text
-
-    return parse
-
-
-def _number(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!a} is not a number from {least} to {most}")
-        return int(text)
 
     return parse
 
@@ -167,7 +155,7 @@ def _delegation(text: str) -> plan.Delegation:
         interface,
         int(sla, 16),
         int(_ipv6(low)) if low else None,
-        _number(64, 128)(length) if length else 64,
+        in_range(64, 128)(length) if length else 64,
     )
 
 
@@ -180,18 +168,11 @@ dtcpc [-acdDlnoU] [-A addr[,addr]] [-b port] [-B port] [-f file] [-F fib]
        dtcpc --help | --version"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message.removeprefix('argument ')}\n")
-        self.print_usage(sys.stderr)
-        raise SystemExit(USAGE)
-
-
 # fmt: off
 def parser() -> argparse.ArgumentParser:
     """The command line; its letters are those that the users know since 2004."""
-    port = _number(1, 65535)
-    p = _Parser(
+    port = in_range(1, 65535)
+    p = Parser(
         prog="dtcpc",
         usage=_USAGE,
         description="Get an IPv6 tunnel from a DTCP server, and keep it.",
@@ -210,11 +191,11 @@ def parser() -> argparse.ArgumentParser:
     a("-d", dest="debug", action="store_true", help="show the conversation and each command")
     a("-D", dest="daemon", action="store_true", help="become a daemon")
     a("-f", dest="pid_file", metavar="file", default=PID_FILE, help=f"pid file ({PID_FILE})")
-    a("-F", dest="fib", metavar="fib", type=_number(0, 65535), help="FIB of the interface")
+    a("-F", dest="fib", metavar="fib", type=in_range(0, 65535), help="FIB of the interface")
     a("-i", dest="interface", metavar="if", type=_matching(plan.NAME, "name of an interface"),
       help="name of the tunnel interface")
     a("-l", dest="loop", action="store_true", help="never give up: reconnect for ever")
-    a("-m", dest="mtu", metavar="mtu", type=_number(plan.MTU_LEAST, plan.MTU_MOST),
+    a("-m", dest="mtu", metavar="mtu", type=in_range(plan.MTU_LEAST, plan.MTU_MOST),
       default=plan.MTU_LEAST, help=f"MTU of the tunnel ({plan.MTU_LEAST})")
     a("-n", dest="nat", action="store_true", help="the server may see us under another address")
     a("-o", dest="keep", action="store_true", help="leave the bare interface at the end")

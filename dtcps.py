@@ -23,13 +23,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import NoReturn
 
 _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
     sys.path.insert(0, _lib)
 
 from dtcp import __version__, daemon, password, plan, system, wire  # noqa: E402
+from dtcp.cli import FAILED, NOT_ALLOWED, OK, Failure, Parser, in_range  # noqa: E402
 from dtcp.grant import Grant  # noqa: E402
 
 USER_FILE = "/usr/local/etc/dtcps.users"
@@ -38,22 +38,12 @@ PID_FILE = "/var/run/dtcps.pid"
 UDP_PORT = 4028
 GREETING = f"dtcps {__version__} tunnel server"
 
-OK, FAILED, USAGE, NOT_ALLOWED = 0, 1, 64, 77
-
 CONNECTIONS = 200
 DESCRIPTORS = 60  # that are kept free of clients, for the commands and ourselves
 UNREAD = 4096  # bytes of replies that a client may leave unread
 WORKERS = 4  # commands that run at the same time
 LOOK_INTERVAL = 20.0  # seconds between two looks at the sockets of tunnels over UDP
 ENDING_TIME = 10.0  # seconds for taking all tunnels down at the end
-
-
-class Failure(Exception):
-    """Why we end, in one line, and with which status."""
-
-    def __init__(self, text: str, status: int = FAILED) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 # --- the options and files --------------------------------------------------------------------
@@ -70,23 +60,10 @@ def _prefix(text: str) -> IPv6Network:
     return network
 
 
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!a} is not a number from 1 to 65535")
-    return int(text)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message.removeprefix('argument ')}\n")
-        self.print_usage(sys.stderr)
-        raise SystemExit(USAGE)
-
-
 # fmt: off
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = _Parser(
+    p = Parser(
         prog="dtcps",
         usage="dtcps [-dDU] [-b udp-port] [-p port] [--users file] [--routes file] [prefix]",
         description="Give IPv6 tunnels to DTCP clients.",
@@ -98,10 +75,10 @@ def parser() -> argparse.ArgumentParser:
     a("-d", dest="debug", action="store_true",
       help="stay in the foreground, show each conversation and command")
     a("-D", dest="foreground", action="store_true", help="do not become a daemon")
-    a("-p", dest="port", metavar="port", type=_port, default=wire.PORT,
+    a("-p", dest="port", metavar="port", type=in_range(1, 65535), default=wire.PORT,
       help=f"TCP port ({wire.PORT})")
     a("-U", dest="udp", action="store_true", help="allow tunnels over UDP")
-    a("-b", dest="udp_port", metavar="udp-port", type=_port, default=UDP_PORT,
+    a("-b", dest="udp_port", metavar="udp-port", type=in_range(1, 65535), default=UDP_PORT,
       help=f"with -U: the lowest port of ours ({UDP_PORT})")
     a("--users", metavar="file", default=USER_FILE,
       help=f"lines user:password ({USER_FILE})")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dtcp import plan, wire
+from dtcp import cli, plan, wire
 
 import dtcpc
 import dtcps
@@ -134,8 +134,8 @@ def test_the_environment_of_the_script() -> None:
 @pytest.mark.parametrize(
     ("program", "statuses"),
     [
-        ("dtcpc", (dtcpc.OK, dtcpc.FAILED, dtcpc.USAGE, dtcpc.TRY_AGAIN, dtcpc.NOT_ALLOWED)),
-        ("dtcps", (dtcps.OK, dtcps.FAILED, dtcps.USAGE, dtcps.NOT_ALLOWED)),
+        ("dtcpc", (cli.OK, cli.FAILED, cli.USAGE, cli.TRY_AGAIN, cli.NOT_ALLOWED)),
+        ("dtcps", (cli.OK, cli.FAILED, cli.USAGE, cli.NOT_ALLOWED)),
     ],
 )
 def test_the_exit_statuses(program: str, statuses: tuple[int, ...]) -> None:
