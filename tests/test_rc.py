@@ -1,0 +1,504 @@
+"""The rc.d scripts, as installed by the port, under a stand-in for rc.subr (tests/rc.subr)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.host import Host
+from lab.internet import Internet
+from tests.port import ROOT, Port, stage
+from tests.running import DELEGATED, PREFIX, SERVER, ping, serve, wait_until
+
+GOOD = {"dtcpc_enable": "YES", "dtcpc_server": SERVER, "dtcpc_username": "itojun"}
+SECOND = "192.0.2.3"  # the server's too: no two tunnels can have the same outer pair
+AUTH = f"{SERVER}:itojun:secret\n{SECOND}:jun:hidden\n"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Port:
+    """The port, installed, its rc.d scripts reading the stand-in."""
+    installed = stage(tmp_path_factory.mktemp("rc"))
+    installed.install()
+    for name in ("dtcpc", "dtcps"):
+        script = installed.prefix / "etc/rc.d" / name
+        text = script.read_text()
+        assert text.count(". /etc/rc.subr\n") == 1
+        script.chmod(0o755)
+        script.write_text(text.replace("/etc/rc.subr", str(ROOT / "tests/rc.subr")))
+    return installed
+
+
+class Service:
+    """One rc.d script with an rc.conf of its own."""
+
+    def __init__(self, port: Port, directory: Path, name: str, host: Host | None = None) -> None:
+        self.host = host
+        self.prefix = port.prefix
+        self.script = port.prefix / "etc/rc.d" / name
+        self.auth = port.prefix / "etc/dtcpc.auth"
+        self.auth.unlink(missing_ok=True)
+        self.auth.write_text(AUTH)
+        self.auth.chmod(0o600)
+        self._conf = directory / "rc.conf"
+        self.path = f"{directory}:{os.defpath}"
+        self.release = host.release if host else "15.1"
+        self.record = directory / "record"
+
+    def configure(self, **variables: str) -> None:
+        """Write rc.conf."""
+        self._conf.write_text("".join(f"{name}='{text}'\n" for name, text in variables.items()))
+
+    def record_instead(self) -> str:
+        """A program that writes down its arguments; its path, for dtcpc_program."""
+        program = self._conf.parent / "recorder"
+        program.write_text(
+            f"#!{sys.executable}\nimport sys\n"
+            f"if '--status' not in sys.argv:\n"
+            f"    open('{self.record}', 'w').write(' '.join(sys.argv[1:]))\n"
+        )
+        program.chmod(0o755)
+        return str(program)
+
+    def words(self, *words: str | Path) -> list[str]:
+        conf = [f"RC_CONF={self._conf}", f"RC_RELEASE={self.release}"]
+        return ["env", *conf, *map(str, words)]
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`service NAME words...`."""
+        return self.run_file(self.script, *words)
+
+    def run_file(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        all_words = self.words(*words)
+        if self.host is not None:
+            return self.host.run(all_words, check=False, timeout=30)
+        environment = {"PATH": self.path}
+        return subprocess.run(
+            all_words, env=environment, capture_output=True, text=True, timeout=30
+        )
+
+    def does(self, *words: str) -> str:
+        """The same, where it must succeed without a warning; what it says."""
+        done = self.run(*words)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return done.stdout
+
+    def refuses(self, *words: str) -> str:
+        """The same, where it must fail and start nothing; what it says of it."""
+        done = self.run(*words)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "Starting" not in done.stdout
+        return done.stderr.replace(f"{self.script}: WARNING: ", "")
+
+    def commands(self) -> list[str]:
+        """The command lines of our programs that run."""
+        assert self.host is not None
+        ours = f"{sys.executable} {self.prefix}/sbin/"
+        return [line for line in self.host.processes().values() if line.startswith(ours)]
+
+
+@pytest.fixture
+def dtcpc(port: Port, tmp_path: Path) -> Service:
+    """rc.d/dtcpc, where no network is needed."""
+    return Service(port, tmp_path, "dtcpc")
+
+
+@pytest.fixture
+def client(port: Port, tmp_path: Path, net: Internet) -> Service:
+    """rc.d/dtcpc on the client of the lab."""
+    return Service(port, tmp_path, "dtcpc", net.client)
+
+
+def is_up(service: Service, *profile: str) -> Callable[[], bool]:
+    return lambda: "up for" in service.run("status", *profile).stdout
+
+
+# --- what rc(8) reads -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dtcpc", "dtcps"])
+def test_rcorder_and_service_find_what_they_look_for(name: str) -> None:
+    text = (ROOT / "rc.d" / name).read_text()
+    assert re.findall(r"^# ([A-Z]+): (.*)$", text, re.M) == [
+        ("PROVIDE", name),
+        ("REQUIRE", "DAEMON"),
+        ("BEFORE", "LOGIN"),
+        ("KEYWORD", "nojailvnet shutdown"),
+    ]
+    # service -e of 13.2 evaluates these two lines by themselves.
+    assert re.findall(r"^(name|rcvar)=(.*)$", text, re.M) == [
+        ("name", f'"{name}"'),
+        ("rcvar", f'"{name}_enable"'),
+    ]
+
+
+@pytest.mark.parametrize("name", ["dtcpc", "dtcps"])
+def test_the_interpreter_is_that_of_the_first_line_of_the_program(port: Port, name: str) -> None:
+    script = (port.prefix / "etc/rc.d" / name).read_text()
+    first = (port.prefix / "sbin" / name).read_text().split("\n")[0]
+    assert f'\ncommand_interpreter="{first.removeprefix("#!")}"\n' in script
+    assert f'\ncommand="{port.prefix}/sbin/{name}"\n' in script
+
+
+# --- the variables ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, "-t network -Dl {} -u itojun tunnel.example.org"),
+        ({"dtcpc_flags": "-t host"}, "-t host {} -u itojun tunnel.example.org"),
+        ({"dtcpc_flags": ""}, "{} -u itojun tunnel.example.org"),
+        (
+            {"dtcpc_flags": '-R "2001:db8:: -prefixlen 32" -l'},
+            "-R 2001:db8:: -prefixlen 32 -l {} -u itojun tunnel.example.org",
+        ),
+        ({"dtcpc_fib": "2"}, "-t network -Dl {} -F 2 -u itojun tunnel.example.org"),
+        (
+            {"dtcpc_server": SECOND, "dtcpc_username": "jun"},
+            f"-t network -Dl {{}} -u jun {SECOND}",
+        ),
+        ({"dtcpc_nice": "5"}, "-t network -Dl {} -u itojun tunnel.example.org"),
+    ],
+)
+def test_the_old_variables_become_the_old_command_line(
+    dtcpc: Service, more: dict[str, str], expected: str
+) -> None:
+    dtcpc.configure(**{**GOOD, "dtcpc_program": dtcpc.record_instead(), **more})
+    said = dtcpc.run("start")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("Starting dtcpc.\n")
+    assert ("setfib 2" in said.stdout) == ("dtcpc_fib" in more)
+    own = f"-D -f /var/run/dtcpc.pid --auth-file {dtcpc.auth}"
+    assert dtcpc.record.read_text() == expected.format(own)
+
+
+def test_without_enable_nothing_is_started(dtcpc: Service) -> None:
+    dtcpc.configure(**GOOD | {"dtcpc_enable": "NO", "dtcpc_program": dtcpc.record_instead()})
+    assert "Set dtcpc_enable to YES in /etc/rc.conf" in dtcpc.does("start")
+    assert dtcpc.does("faststart") == ""
+    assert not dtcpc.record.exists()
+    dtcpc.does("onestart")
+    assert dtcpc.record.exists()
+
+
+def test_without_anything_in_rc_conf_it_is_not_enabled(dtcpc: Service) -> None:
+    dtcpc.configure()
+    assert "Set dtcpc_enable to YES in /etc/rc.conf" in dtcpc.does("start")
+    assert '\ndtcpc_enable="NO"\n' in dtcpc.does("rcvar")
+    assert dtcpc.does("describe") == "IPv6 tunnel from a DTCP server\n"
+
+
+@pytest.mark.parametrize(("jailed", "expected"), [("0", "kldload if_gif\n"), ("1", "")])
+def test_in_a_jail_no_module_is_asked_for(dtcpc: Service, jailed: str, expected: str) -> None:
+    dtcpc.configure(**GOOD, dtcpc_program=dtcpc.record_instead())
+    sysctl = dtcpc.record.parent / "sysctl"
+    sysctl.write_text(f"#!/bin/sh\necho {jailed}\n")
+    sysctl.chmod(0o755)
+    assert dtcpc.does("start") == f"{expected}Starting dtcpc.\n"
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dtcpc_server": ""}, "dtcpc_server is not set: the name or the IPv4 address of a"),
+        ({"dtcpc_server": "two words"}, 'dtcpc_server="two words" is not the name or'),
+        ({"dtcpc_server": "-x"}, 'dtcpc_server="-x" is not the name or'),
+        ({"dtcpc_server": "2001:db8::1"}, "dtcpc_server: dtcpc: server: "),
+        ({"dtcpc_server": "192.0.2.300"}, "dtcpc_server: dtcpc: server: "),
+        ({"dtcpc_username": ""}, "dtcpc_username is not set: the user name there"),
+        ({"dtcpc_username": "a:b"}, "dtcpc_username: dtcpc: -u: "),
+        ({"dtcpc_username": "$(id)"}, 'dtcpc_username="$(id)" is not the user name there'),
+        ({"dtcpc_flags": "-x"}, "dtcpc_flags: dtcpc: unrecognized arguments: -x\n"),
+        ({"dtcpc_flags": "-m 9000"}, "dtcpc_flags: dtcpc: -m: "),
+        ({"dtcpc_flags": "-t host -P em1/1"}, "dtcpc_flags: dtcpc: -P: "),
+        ({"dtcpc_flags": "--dry-run"}, "dtcpc_flags: dtcpc: --dry-run: "),
+        ({"dtcpc_flags": "other.example.org"}, "dtcpc_flags: dtcpc: unrecognized arguments"),
+        ({"dtcpc_fib": "x"}, "dtcpc_fib or dtcpc_flags: dtcpc: -F: "),
+        ({"dtcpc_authfile": "/nowhere"}, "dtcpc_authfile: /nowhere is not there; it needs a line"),
+        ({"dtcpc_authfile": ""}, "dtcpc_authfile:  is not there"),
+        ({"dtcpc_username": "jun"}, f"has no line {SERVER}:jun:PASSWORD (of dtcpc_server and"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_name_of_the_variable(
+    dtcpc: Service, wrong: dict[str, str], said: str
+) -> None:
+    dtcpc.configure(**GOOD | wrong)
+    message = dtcpc.refuses("start")
+    assert said in message
+    # That line, and the one of rc.subr.
+    assert message.endswith("failed precmd routine for dtcpc\n")
+    assert message.count("\n") == 2
+
+
+@pytest.mark.parametrize("spoil", ["readable", "directory", "link", "missing"])
+def test_a_password_file_that_cannot_be_used_is_named(dtcpc: Service, spoil: str) -> None:
+    dtcpc.configure(**GOOD)
+    if spoil == "readable":
+        dtcpc.auth.chmod(0o640)
+    else:
+        dtcpc.auth.unlink()
+    auth = dtcpc.auth.with_name("other")
+    if spoil == "directory":
+        dtcpc.auth.mkdir()
+    elif spoil == "link":
+        auth.write_text(AUTH)
+        auth.chmod(0o600)
+        dtcpc.auth.symlink_to(auth)
+    try:
+        said = dtcpc.refuses("start")
+    finally:
+        auth.unlink(missing_ok=True)
+        if spoil == "directory":
+            dtcpc.auth.rmdir()
+    assert said.startswith(f"dtcpc_authfile: {dtcpc.auth} ")
+    assert ("is not there" if spoil == "missing" else f"chmod 600 {dtcpc.auth}") in said
+
+
+def test_a_profile_that_nobody_knows(dtcpc: Service) -> None:
+    dtcpc.configure(**GOOD, dtcpc_profiles="home work")
+    assert dtcpc.refuses("start", "hom") == 'no profile "hom"; dtcpc_profiles has: home work\n'
+    dtcpc.configure(**GOOD)
+    assert dtcpc.refuses("start", "home") == 'no profile "home"; dtcpc_profiles has: none\n'
+
+
+def test_a_profile_with_an_impossible_name(dtcpc: Service) -> None:
+    dtcpc.configure(**GOOD, dtcpc_profiles="home at-work")
+    said = dtcpc.refuses("start")
+    assert said == 'dtcpc_profiles: "at-work" is not a name of letters, digits and _\n'
+
+
+def test_one_bad_profile_does_not_keep_the_other_from_starting(dtcpc: Service) -> None:
+    dtcpc.configure(
+        dtcpc_enable="YES",
+        dtcpc_profiles="home work",
+        dtcpc_work_server=SECOND,
+        dtcpc_work_username="jun",
+        dtcpc_flags="-l",
+        dtcpc_work_flags="-t host",
+        dtcpc_program=dtcpc.record_instead(),
+    )
+    done = dtcpc.run("start")
+    assert done.returncode == 1
+    assert "dtcpc_home_server is not set" in done.stderr
+    assert "Starting dtcpc_work.\n" in done.stdout
+    own = f"-D -f /var/run/dtcpc_work.pid --auth-file {dtcpc.auth}"
+    assert dtcpc.record.read_text() == f"-t host {own} -u jun {SECOND}"
+
+
+def test_a_profile_can_be_switched_off(dtcpc: Service) -> None:
+    dtcpc.configure(
+        **GOOD,
+        dtcpc_profiles="home work",
+        dtcpc_work_enable="NO",
+        dtcpc_program=dtcpc.record_instead(),
+    )
+    said = dtcpc.does("start")
+    assert "Starting dtcpc_home." in said
+    assert "Cannot 'start' dtcpc_work. Set dtcpc_work_enable to YES" in said
+
+
+# --- real tunnels -----------------------------------------------------------------------------
+
+
+@pytest.mark.lab
+def test_a_tunnel_from_start_to_stop(net: Internet, client: Service) -> None:
+    client.configure(**GOOD)
+    with serve(net) as server:
+        before = net.client.snapshot()
+        assert client.does("start") == "kldload if_gif\nStarting dtcpc.\n"
+        own = f"-D -f /var/run/dtcpc.pid --auth-file {client.auth}"
+        program = f"{sys.executable} {client.prefix}/sbin/dtcpc"
+        assert client.commands()[0] == f"{program} -t network -Dl {own} -u itojun {SERVER}"
+        wait_until("the tunnel", is_up(client))
+        pid = net.client.read("/var/run/dtcpc.pid").strip()
+        said = client.does("status")
+        assert said.startswith(f"dtcpc is running as pid {pid}.\n")
+        assert f"{DELEGATED} delegated" in said
+
+        assert client.refuses("start") == f"dtcpc already running?  (pid={pid}).\n"
+
+        client.does("reload")
+        server.wait_for("itojun: down")
+        wait_until("another login", lambda: sum("itojun: up" in x for x in server.lines) == 2)
+
+        said = client.does("restart")
+        assert said.startswith(f"Stopping dtcpc.\nWaiting for PIDS: {pid}.\n")
+        assert said.endswith("Starting dtcpc.\n")
+        assert net.client.read("/var/run/dtcpc.pid").strip() != pid
+        wait_until("the tunnel", is_up(client))
+
+        poll = net.client.popen(client.words(client.script, "poll"), stdout=subprocess.DEVNULL)
+        assert client.does("stop").startswith("Stopping dtcpc.\n")
+        assert poll.wait(10) == 0
+    assert net.client.snapshot() == before
+
+    done = client.run("status")
+    assert (done.returncode, done.stdout) == (1, "dtcpc is not running.\n")
+    for verb in ("stop", "reload"):
+        assert client.refuses(verb) == "dtcpc not running? (check /var/run/dtcpc.pid).\n"
+    assert client.does("faststop") == ""
+
+
+@pytest.mark.lab
+def test_start_does_not_wait_for_the_network_and_stop_neither(
+    net: Internet, client: Service
+) -> None:
+    net.router.run(["ip", "link", "set", "eth1", "down"])  # packets vanish
+    client.configure(**GOOD)
+    begun = time.monotonic()
+    client.does("start")
+    assert time.monotonic() - begun < 5
+    said = client.does("status")  # it runs, and tells that there is no tunnel
+    assert "is running" in said
+    assert "up for" not in said
+    begun = time.monotonic()
+    client.does("stop")
+    assert time.monotonic() - begun < 10
+    assert not client.commands()
+
+
+@pytest.mark.lab
+def test_a_restart_with_a_bad_rc_conf_stops_nothing(net: Internet, client: Service) -> None:
+    client.configure(**GOOD)
+    client.does("start")
+    running = client.commands()
+    client.configure(**GOOD | {"dtcpc_flags": "-x"})
+    assert "dtcpc_flags: dtcpc: unrecognized arguments: -x" in client.refuses("restart")
+    assert client.commands() == running
+    client.does("stop")
+
+
+@pytest.mark.lab
+def test_what_only_dtcpc_sees_stops_the_start_as_well(net: Internet, client: Service) -> None:
+    client.auth.write_text(f"{SERVER}:itojun:\n")
+    client.configure(**GOOD)
+    done = client.run("start")
+    assert done.returncode == 1
+    assert f"dtcpc: {client.auth}: line 1 has an empty password\n" in done.stderr
+    assert "failed to start dtcpc" in done.stderr
+    assert not client.commands()
+
+
+@pytest.mark.lab
+def test_two_profiles(net: Internet, client: Service) -> None:
+    net.server.run(["ifconfig", "em0", "inet", f"{SECOND}/32", "alias"])
+    client.configure(
+        dtcpc_enable="YES",
+        dtcpc_profiles="home work",
+        dtcpc_flags="-t host -l",
+        dtcpc_home_server=SERVER,
+        dtcpc_home_username="itojun",
+        dtcpc_work_server=SECOND,
+        dtcpc_work_username="jun",
+        dtcpc_work_flags="-t tunnelonly -l -R 2001:db8:77::/48",
+    )
+    with serve(net):
+        before = net.client.snapshot()
+        assert client.does("start").replace("kldload if_gif\n", "") == (
+            "Starting dtcpc_home.\nStarting dtcpc_work.\n"
+        )
+        wait_until("home", is_up(client, "home"))
+        wait_until("work", is_up(client, "work"))
+        assert ping(net.client)
+
+        said = client.does("status")
+        assert re.findall(r"^(dtcpc_\w+) is running", said, re.M) == ["dtcpc_home", "dtcpc_work"]
+        pids = re.findall(r"pid (\d+)", said)
+
+        client.does("restart", "work")
+        wait_until("work", is_up(client, "work"))
+        again = re.findall(r"as pid (\d+)", client.does("status"))
+        assert again[0] == pids[0]
+        assert again[1] not in pids
+
+        daily = client.prefix / "etc/periodic/daily/425.status-dtcpc"
+        report = client.run_file("env", "daily_status_dtcpc_enable=YES", daily)
+        assert report.returncode == 1
+        assert "dtcpc_work is running" in report.stdout
+
+        client.does("stop", "home")
+        done = client.run("status")
+        assert done.returncode == 1
+        assert "dtcpc_home is not running.\ndtcpc_work is running" in done.stdout
+        assert client.run_file("env", "daily_status_dtcpc_enable=YES", daily).returncode == 2
+        client.does("faststop")
+    assert net.client.snapshot() == before
+
+
+@pytest.mark.lab
+def test_at_boot_the_script_is_sourced_by_rc(net: Internet, client: Service) -> None:
+    client.configure(**GOOD, dtcpc_profiles="home")
+    boot = f"(set faststart; . {client.script}); echo and on"
+    done = client.run_file("sh", "-c", boot, "/etc/rc")
+    assert done.stdout == "kldload if_gif\nand on\n"
+    assert client.does("status").startswith("dtcpc_home is running as pid ")
+    client.does("stop")
+
+
+# --- the server -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dtcps(port: Port, tmp_path: Path, net: Internet) -> Service:
+    """rc.d/dtcps on the server of the lab, with users."""
+    service = Service(port, tmp_path, "dtcps", net.server)
+    users = port.prefix / "etc/dtcps.users"
+    users.write_text("itojun:secret\n")
+    users.chmod(0o600)
+    return service
+
+
+@pytest.mark.lab
+def test_a_server_from_start_to_stop(
+    net: Internet, port: Port, dtcps: Service, tmp_path: Path
+) -> None:
+    dtcps.configure(dtcps_enable="YES", dtcps_prefix=PREFIX)
+    assert dtcps.does("start") == "kldload if_gif\nStarting dtcps.\n"
+    program = f"{sys.executable} {dtcps.prefix}/sbin/dtcps"
+    assert dtcps.commands() == [f"{program} {PREFIX}"]
+    assert dtcps.does("status").startswith("dtcps is running as pid ")
+    assert "already running" in dtcps.refuses("start")
+
+    client = Service(port, tmp_path, "dtcpc", net.client)
+    client.configure(**GOOD, dtcpc_flags="-t host")
+    client.does("start")
+    wait_until("the tunnel", is_up(client))
+    assert ping(net.client)
+    client.does("stop")
+
+    dtcps.configure(dtcps_enable="YES", dtcps_prefix=PREFIX)
+    dtcps.does("restart")
+    dtcps.does("stop")
+    assert dtcps.run("status").stdout == "dtcps is not running.\n"
+    assert not dtcps.commands()
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dtcps_flags": "-x"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
+        ({"dtcps_prefix": "2001:db8::/120"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
+        ({"dtcps_flags": "-dU"}, "dtcps_flags: -dU keeps dtcps in the foreground; leave it out"),
+        ({"dtcps_flags": "--users /nowhere"}, "dtcps: /nowhere: no such file"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    dtcps: Service, wrong: dict[str, str], said: str
+) -> None:
+    dtcps.configure(dtcps_enable="YES", **wrong)
+    done = dtcps.run("start")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not dtcps.commands()
