@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,8 +28,14 @@ def make(*words: str) -> str:
     """What make(1) of FreeBSD says to these words about our Makefile."""
     bmake = shutil.which("make") if sys.platform.startswith("freebsd") else needs("bmake", "bmake")
     assert bmake is not None
+    # Another make(1) that runs this has other things in mind.
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
-        [bmake, "-m", str(FRAMEWORK), *words], cwd=ROOT, capture_output=True, text=True
+        [bmake, "-m", str(FRAMEWORK), *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     return done.stdout
