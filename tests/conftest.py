@@ -8,6 +8,13 @@ from lab import enclosure
 from lab.internet import Internet
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the enclosure needs Linux: `-m "not lab"` leaves it out."""
+    for item in items:
+        if "enclosed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.lab)
+
+
 @pytest.fixture
 def enclosed() -> None:
     """For tests that make processes, interfaces or mounts: nothing may outlive the run."""
