@@ -93,6 +93,26 @@ class Program:
             self.status()
 
 
+class Talker:
+    """tests/talk.py on the client host, and the server's answer to it."""
+
+    def __init__(self, net: Internet, *words: str) -> None:
+        self.process = net.client.popen(
+            [sys.executable, str(ROOT / "tests/talk.py"), "192.0.2.1", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        self.answer = self.process.stdout.readline().rstrip()
+
+    def __enter__(self) -> Talker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
 def serve(net: Internet) -> Program:
     """A dtcps on the server, ready for clients; the client knows its password."""
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")

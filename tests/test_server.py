@@ -12,29 +12,9 @@ import pytest
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import PREFIX, ROOT, Program, login, ping, serve, wait_until
+from tests.running import PREFIX, ROOT, Program, Talker, login, ping, serve, wait_until
 
 pytestmark = pytest.mark.lab
-
-
-class Talker:
-    """tests/talk.py on the client host, and the server's answer to it."""
-
-    def __init__(self, net: Internet, *words: str) -> None:
-        self.process = net.client.popen(
-            [sys.executable, str(ROOT / "tests/talk.py"), "192.0.2.1", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        self.answer = self.process.stdout.readline().rstrip()
-
-    def __enter__(self) -> Talker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 def _tunnels(net: Internet) -> list[str]:
@@ -71,7 +51,7 @@ def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> N
 
 def test_a_slow_command_for_one_keeps_nobody_else_waiting(net: Internet) -> None:
     net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
-    with serve(net):
+    with serve(net) as server:
         fault = {"command": "ifconfig", "match": ["create"], "do": "hang"}
         net.server.write("/run/freebsd/faults", json.dumps([fault]))
         slow = net.client.popen(
@@ -84,7 +64,7 @@ def test_a_slow_command_for_one_keeps_nobody_else_waiting(net: Internet) -> None
             lambda: json.loads(net.server.read("/run/freebsd/faults"))[0].get("nth") == 0,
         )
         with Talker(net, "itojun", "secret", "tunnelonly", "203.0.113.20") as quick:
-            assert quick.answer == "+OK 203.0.113.20 192.0.2.1"
+            assert quick.answer == "+OK 203.0.113.20 192.0.2.1", server.lines
             assert slow.poll() is None
         out, _ = slow.communicate()
         assert out == "-ERR internal error\n"
