@@ -52,19 +52,17 @@ def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> N
 def test_a_slow_command_for_one_keeps_nobody_else_waiting(net: Internet) -> None:
     net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
     with serve(net) as server:
-        fault = {"command": "ifconfig", "match": ["create"], "do": "hang"}
+        whose = f"dtcps jun@203.0.113.7 pid {server.pid}"
+        fault = {"command": "ifconfig", "match": ["create", whose], "do": "hang"}
         net.server.write("/run/freebsd/faults", json.dumps([fault]))
         slow = net.client.popen(
             [sys.executable, str(ROOT / "tests/talk.py"), "192.0.2.1", "jun", "hidden", "host"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        wait_until(
-            "the command hangs",
-            lambda: json.loads(net.server.read("/run/freebsd/faults"))[0].get("nth") == 0,
-        )
+        server.wait_for(f"ifconfig gif create .*{whose}")
         with Talker(net, "itojun", "secret", "tunnelonly", "203.0.113.20") as quick:
-            assert quick.answer == "+OK 203.0.113.20 192.0.2.1", server.lines
+            assert quick.answer == "+OK 203.0.113.20 192.0.2.1", "\n".join(server.lines)
             assert slow.poll() is None
         out, _ = slow.communicate()
         assert out == "-ERR internal error\n"
