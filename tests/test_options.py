@@ -360,7 +360,7 @@ def test_letters_may_be_combined_and_come_in_any_order(words: str) -> None:
         ("-u", "user", ("itojun", "a.b-c_d@e+f", "0", "x" * 64)),
         ("-t", "type", ("tunnelonly", "host", "network", "tunnelroute")),
         ("-f", "pid_file", ("/var/run/other.pid",)),
-        ("--auth-file", "auth_file", ("/root/auth",)),
+        ("--auth-file", "auth_file", ("/etc/dtcpc.auth",)),
     ],
 )
 def test_the_last_good_values_are_good(option: str, name: str, values: tuple[str, ...]) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import dtcp
@@ -232,9 +230,8 @@ def test_the_daily_report_is_silent_until_it_is_wanted(port: Port) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.lab  # on FreeBSD shellcheck needs a Haskell compiler, and Linux has had its say
 def test_shellcheck_has_nothing_to_say() -> None:
-    if sys.platform.startswith("freebsd") and not shutil.which("shellcheck"):
-        pytest.skip("it needs a Haskell compiler there, and has been run on Linux")
     scripts = [
         "rc.d/dtcpc",
         "rc.d/dtcps",
