@@ -41,6 +41,7 @@ PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
 		libexec/dtcpc/dtcp/ledger.py \
 		libexec/dtcpc/dtcp/password.py \
 		libexec/dtcpc/dtcp/plan.py \
+		libexec/dtcpc/dtcp/speaker.py \
 		libexec/dtcpc/dtcp/system.py \
 		libexec/dtcpc/dtcp/wire.py \
 		sbin/dtcpc \

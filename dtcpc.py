@@ -29,9 +29,10 @@ _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
     sys.path.insert(0, _lib)
 
-from dtcp import __version__, cli, daemon, grant, password, plan, system, wire  # noqa: E402
+from dtcp import __version__, cli, daemon, grant, password, plan, speaker, system, wire  # noqa: E402
 from dtcp.cli import FAILED, NOT_ALLOWED, OK, TRY_AGAIN, Parser, in_range  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
+from dtcp.speaker import Request, Speaker  # noqa: E402
 
 if TYPE_CHECKING:
     import subprocess
@@ -42,7 +43,7 @@ UDP_PORT = 4028
 
 CONNECT_TIME = 10.0  # seconds for one address of the server
 RESOLVE_TIME = 30.0
-QUIT_TIME = 2.0  # seconds that a server has for answering to our `quit`
+LOOK_TIME = 60.0  # seconds between two looks at the network, when nobody watches it for us
 SCRIPT_TIME = 10.0  # seconds that the script of -s may take
 
 # Of -U: a NAT may forget a UDP flow after 30 s (RFC 4787 section 4.3 asks for 2 minutes).
@@ -159,11 +160,24 @@ def _delegation(text: str) -> plan.Delegation:
     )
 
 
+def _account(name: str) -> tuple[int, int]:
+    """The numbers of a user and of its group."""
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{name!a}: no such user on this host") from None
+    if entry.pw_uid == 0:
+        raise argparse.ArgumentTypeError(f"{name!a} is root, who is to be kept out of it")
+    return entry.pw_uid, entry.pw_gid
+
+
 _USAGE = """\
 dtcpc [-acdDlnoU] [-A addr[,addr]] [-b port] [-B port] [-f file] [-F fib]
              [-i if] [-m mtu] [-p port] [-P if/sla[/id[/len]][,...]]
              [-r static|solicit] [-R dest[,dest]] [-s script] [-t type] [-u user]
-             [--auth-file file] [--dry-run] server
+             [--auth-file file] [--dry-run] [--run-as user] server
        dtcpc --status [--json] [-f file]
        dtcpc --help | --version"""
 
@@ -214,6 +228,8 @@ def parser() -> argparse.ArgumentParser:
       help="DTCP user name (the login name)")
     a("-U", dest="udp", action="store_true", help="tunnel over UDP")
     a("--auth-file", metavar="file", help=f"password file ({AUTH_FILE})")
+    a("--run-as", dest="account", metavar="user", type=_account, default="nobody",
+      help="who speaks with the server, instead of root (nobody)")
     a("--dry-run", action="store_true", help="log in, print the commands, change nothing")
     a("--status", action="store_true", help="show the state of the running instance")
     a("--json", action="store_true", help="with --status: for machines")
@@ -302,18 +318,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.status:
             return show_status(options)
-        if options.dry_run:
-            return Client(options, log, None).dry_run()
-        if os.geteuid() != 0:
+        is_root = os.geteuid() == 0
+        if not (is_root or options.dry_run):
             raise Failure("must be root to make a tunnel", NOT_ALLOWED)
-        pid_file = daemon.PidFile(options.pid_file)
-        ledger = Ledger(options.files + ".state")
+        # Now, while there is nothing yet that it must not know.
+        spokesman = Speaker(options.account if is_root else None, log.debug, _remarks(log))
         try:
-            pid_file.write()
-            return Client(options, log, ledger).run(pid_file)
+            if options.dry_run:
+                return Client(options, log, spokesman, None).dry_run()
+            pid_file = daemon.PidFile(options.pid_file)
+            ledger = Ledger(options.files + ".state")
+            try:
+                pid_file.write()
+                return Client(options, log, spokesman, ledger).run(pid_file)
+            finally:
+                ledger.close()
+                pid_file.remove()
         finally:
-            ledger.close()
-            pid_file.remove()
+            spokesman.end()
     except Stopped:
         return OK
     except Failure as failure:
@@ -338,6 +360,11 @@ def show(lines: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains about it once more
         raise Failure(f"standard output: {error.strerror}") from None
     return OK
+
+
+def _remarks(log: daemon.Log) -> Callable[[str], None]:
+    """Where remarks about a grant go."""
+    return lambda text: (log.info if text.startswith("ignored") else log.notice)(text)
 
 
 def _raise_stopped(number: int, frame: object) -> NoReturn:
@@ -366,9 +393,16 @@ def find_password(options: argparse.Namespace) -> str:
 class Client:
     """One tunnel, from the login to its end; with -l through many logins."""
 
-    def __init__(self, options: argparse.Namespace, log: daemon.Log, ledger: Ledger | None) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        log: daemon.Log,
+        spokesman: Speaker,
+        ledger: Ledger | None,
+    ) -> None:
         self._options = options
         self._log = log
+        self._speaker = spokesman
         self._ledger = ledger
         self._system = system.System(log.command, ledger)
         self._signals: daemon.Signals
@@ -453,8 +487,8 @@ class Client:
         self._survey()
         secret = find_password(self._options)
         self._signals = daemon.Signals()
-        with Connection.open(self._options, secret, self._signals, self._log) as connection:
-            steps = self._plan(self._login(connection))
+        with self._connect(secret) as connection:
+            steps = self._plan(connection.login())
             connection.quit()
             connection.wait_for_end()
         existing = self._host.existing
@@ -544,32 +578,14 @@ class Client:
         """Log in, make the tunnel as granted, keep it.  Ends by Failure or Stopped."""
         self._begun = time.monotonic()
         self._address_before = own_address(self._server_address)
-        with Connection.open(self._options, secret, self._signals, self._log) as connection:
+        with self._connect(secret) as connection:
             self._connection = connection
             self._server_address = connection.address
-            self._apply(self._login(connection))
+            self._apply(connection.login())
             self._keep(connection)
 
-    def _login(self, connection: Connection) -> grant.Grant:
-        words = connection.login()
-        try:
-            granted, remarks = grant.parse(
-                words,
-                self._options.type,
-                own=connection.own,
-                server=connection.address,
-                nat=self._options.nat,
-                port=self._options.udp_port if self._options.udp else None,
-            )
-        except grant.GrantError as error:
-            raise Failure(
-                f"{connection.name}: the server's grant makes no sense: {error}"
-            ) from None
-        except grant.BehindNat as error:
-            raise Failure(str(error), NOT_ALLOWED) from None
-        for remark in remarks:
-            (self._log.info if remark.startswith("ignored") else self._log.notice)(remark)
-        return granted
+    def _connect(self, secret: str) -> Connection:
+        return Connection.open(self._options, secret, self._speaker, self._signals, self._log)
 
     def _plan(self, granted: grant.Grant) -> list[plan.Step]:
         if not self._system.done and not self._survey_is_fresh:
@@ -706,20 +722,22 @@ class Client:
             self._keep_going(connection, heart)
 
     def _keep_going(self, connection: Connection, heart: Heartbeat | None) -> NoReturn:
+        looked = time.monotonic()
         while True:
-            until = min(connection.deadline, heart.next if heart else connection.deadline)
+            connection.look()
+            until = heart.next if heart else math.inf
+            if self._monitor is None:
+                until = min(until, looked + LOOK_TIME)
             changed = self._wait(until - time.monotonic(), connection)
-            if heart is not None and heart.next <= time.monotonic():
+            now = time.monotonic()
+            if heart is not None and heart.next <= now:
                 self._beat(heart)
             if self._signals.reload:
                 self._signals.reload = False
                 raise Failure("told to log in again", TRY_AGAIN, asked=True)
-            # Without a monitor we look whenever there is something to do anyway.
-            if changed or self._monitor is None:
+            if changed or (self._monitor is None and looked + LOOK_TIME <= now):
+                looked = now
                 self._look(connection)
-            for event in connection.events_now():
-                if isinstance(event, wire.Lost):
-                    raise Failure(f"lost: {event.reason}", TRY_AGAIN)
 
     def _look(self, connection: Connection) -> None:
         """See that what the tunnel stands on is still there.  Raises Failure."""
@@ -1047,22 +1065,30 @@ class Heartbeat:
 
 
 class Connection:
-    """The control connection: a socket, and the client's end of the conversation on it."""
+    """The control connection, which the speaker holds: it knows what is said on it."""
 
     def __init__(
-        self, sock: socket.socket, name: str, client: wire.Client, signals: daemon.Signals
+        self,
+        sock: socket.socket,
+        name: str,
+        spokesman: Speaker,
+        request: Request,
+        signals: daemon.Signals,
     ) -> None:
         self.name = name  # for messages
-        self.own = IPv4Address(sock.getsockname()[0])
-        self.address = IPv4Address(sock.getpeername()[0])
-        self._socket = sock
-        self._client = client
+        self.own, self.address = request.own, request.server
+        self._speaker = spokesman
         self._signals = signals
-        self._unsent = b""
+        spokesman.login(sock, request)
 
     @classmethod
     def open(
-        cls, options: argparse.Namespace, secret: str, signals: daemon.Signals, log: daemon.Log
+        cls,
+        options: argparse.Namespace,
+        secret: str,
+        spokesman: Speaker,
+        signals: daemon.Signals,
+        log: daemon.Log,
     ) -> Connection:
         """Connect to the first address of the server that answers.  Raises Failure, Stopped."""
         failures = []
@@ -1071,14 +1097,24 @@ class Connection:
                 f"logging in to {options.server} ({address}) port {options.port} as {options.user}"
             )
             name = f"{options.server} ({address}) port {options.port}"
-            begun = time.monotonic()
-            client = wire.Client(
-                options.user, secret, options.type, begun, udp=announced(options), trace=log.debug
-            )
             try:
-                return cls(connect(address, options.port, signals), name, client, signals)
+                sock = connect(address, options.port, signals)
+                own = IPv4Address(sock.getsockname()[0])
             except OSError as error:
                 failures.append(f"{name}: {error.strerror}")
+                continue
+            request = Request(
+                own,
+                address,
+                options.user,
+                options.type,
+                nat=options.nat,
+                port=options.udp_port if options.udp else None,
+                announced=announced(options),
+                verbose=options.debug,
+                password=secret,
+            )
+            return cls(sock, name, spokesman, request, signals)
         raise Failure("; ".join(failures), TRY_AGAIN)
 
     def __enter__(self) -> Connection:
@@ -1090,80 +1126,54 @@ class Connection:
             self.close()
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self._speaker.fileno()
 
-    @property
-    def deadline(self) -> float:
-        """When `events_now` must be called at the latest, by the monotonic clock."""
-        return self._client.deadline
-
-    def login(self) -> list[str]:
-        """Log in; the words of the server's grant.  Raises Failure, Stopped."""
+    def login(self) -> grant.Grant:
+        """The server's grant.  Raises Failure, Stopped."""
         while True:
-            for event in self.events_now():
-                if isinstance(event, wire.Granted):
-                    return event.words
-                if isinstance(event, wire.Lost):
-                    raise Failure(f"{self.name}: {event.reason}", TRY_AGAIN)
-                status = TRY_AGAIN if event.temporary else NOT_ALLOWED
-                raise Failure(f"{self.name}: the server refuses: {event.text}", status)
-            fd = self._socket.fileno()
-            left = self.deadline - time.monotonic()
-            self._signals.wait([fd], left, [fd] if self._unsent else [])
-            if self._signals.stopping:
-                raise Stopped
+            match self._speaker.event():
+                case None:
+                    self._signals.wait([self.fileno()], self._speaker.deadline - time.monotonic())
+                    if self._signals.stopping:
+                        raise Stopped
+                case speaker.Granted(granted):
+                    return granted
+                case wire.Refused(text) as refused:
+                    status = TRY_AGAIN if refused.temporary else NOT_ALLOWED
+                    raise Failure(f"{self.name}: the server refuses: {text}", status)
+                case wire.Lost(reason):
+                    raise Failure(f"{self.name}: {reason}", TRY_AGAIN)
+                case speaker.Nonsense(text):
+                    raise Failure(f"{self.name}: {text}")
+                case grant.BehindNat() as nat:
+                    raise Failure(str(nat), NOT_ALLOWED)
 
-    def events_now(self) -> list[wire.ClientEvent]:
-        """Send what is to be sent, and say what came in or ran out.  Raises Failure."""
-        try:
-            events = self._receive()
-        except wire.ProtocolError as error:
-            raise Failure(f"{self.name}: {error}") from None
-        events += self._client.tick(time.monotonic())
-        self._flush()
-        return events
+    def look(self) -> None:
+        """See that the conversation is still alive.  Raises Failure."""
+        while (event := self._speaker.event()) is not None:
+            match event:
+                case wire.Lost(reason):
+                    raise Failure(f"lost: {reason}", TRY_AGAIN)
+                case speaker.Nonsense(text):
+                    raise Failure(f"{self.name}: {text}")
 
     def quit(self) -> None:
         """Say goodbye; the answer is for `wait_for_end`."""
-        self._client.quit()
-        self._flush()
-        self._end = time.monotonic() + QUIT_TIME
+        self._speaker.quit()
 
     def wait_for_end(self) -> None:
         """Wait until the server has taken our goodbye, but not long."""
-        while (left := self._end - time.monotonic()) > 0 and self._socket.fileno() >= 0:
-            ready, _ = self._signals.wait([self._socket.fileno()], left)
-            if ready:
-                # One line, or the end, whatever it says: KAME's server does not always close.
-                with contextlib.suppress(OSError):
-                    self._socket.recv(4096)
-                return
+        end = time.monotonic() + speaker.QUIT_TIME + speaker.PATIENCE
+        while time.monotonic() < end and self.fileno() >= 0:
+            match self._speaker.event():
+                case None:
+                    self._signals.wait([self.fileno()], end - time.monotonic())
+                case speaker.Gone() | wire.Lost():
+                    return
 
     def close(self) -> None:
         """Close it, with a goodbye that nobody waits for."""
-        if self._socket.fileno() >= 0:
-            self._client.quit()
-            self._flush()
-            self._socket.close()
-
-    def _receive(self) -> list[wire.ClientEvent]:
-        try:
-            data = self._socket.recv(4096)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            return [wire.Lost(error.strerror or "the connection broke")]
-        return self._client.receive(data, time.monotonic())
-
-    def _flush(self) -> None:
-        self._unsent += self._client.take()
-        try:
-            while self._unsent:
-                self._unsent = self._unsent[self._socket.send(self._unsent) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._unsent = b""  # reading will tell what happened
+        self._speaker.leave()
 
 
 def own_address(server: IPv4Address | None) -> IPv4Address | None:

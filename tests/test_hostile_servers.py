@@ -314,13 +314,18 @@ def test_no_answer_to_the_connection(lab: Lab) -> None:
 @pytest.mark.parametrize("case", SILENT.values(), ids=SILENT)
 def test_a_server_that_falls_silent_costs_half_a_minute(lab: Lab, case: Case) -> None:
     port = port_of(case)
-    left = lab.began + 40 - time.monotonic()
+    left = max(1.0, lab.began + 60 - time.monotonic())
     gives(lab.slow[port], port, case.status, case.why, left)
 
 
 def test_none_of_all_these_has_changed_the_host(lab: Lab) -> None:
+    is_as_it_was(lab)
+
+
+def is_as_it_was(lab: Lab) -> None:
+    """Once the slow ones have ended, too."""
     for program in lab.slow.values():
-        program.status(lab.began + 40 - time.monotonic())
+        program.status(max(1.0, lab.began + 60 - time.monotonic()))
     assert difference(lab.before, lab.net.client.snapshot()) == []
 
 
@@ -378,4 +383,4 @@ def test_a_nat_is_told_and_the_server_gets_a_goodbye(lab: Lab) -> None:
         f"dtcpc: our address is {CLIENT4}, but the server sees 198.51.100.9: there is a NAT"
         " between, and protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
     ]
-    assert difference(lab.before, lab.net.client.snapshot()) == []
+    is_as_it_was(lab)

@@ -209,6 +209,8 @@ _RAISED = {
     "ProtocolError",
     "CommandFailed",
     "Lost",
+    "_lost",
+    "Nonsense",
     "ArgumentTypeError",
 }
 _CALLED = {"error", "notice", "_give_up", "append"}  # of a parser, a log, a client, remarks
@@ -253,7 +255,11 @@ def _messages(path: str, without: frozenset[str]) -> list[str]:
             ("dtcpc", *(f"lib/dtcp/{each}" for each in ("daemon", "grant", "ledger", "password"))),
             (),
         ),
-        ("dtcpc.8", ("lib/dtcp/plan", "lib/dtcp/system", "lib/dtcp/wire"), ("Session",)),
+        (
+            "dtcpc.8",
+            tuple(f"lib/dtcp/{each}" for each in ("plan", "speaker", "system", "wire")),
+            ("Session",),
+        ),
         # It asks nobody for a password, and has a file of another format.
         (
             "dtcps.8",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import resource
 import select
@@ -128,7 +129,8 @@ class Signals:
         self, readers: Sequence[int], timeout: float, writers: Sequence[int] = ()
     ) -> tuple[list[int], list[int]]:
         """Wait until a descriptor is ready, a signal came, or `timeout` seconds have passed."""
-        ready, writable, _ = select.select([*readers, self.woken], writers, [], max(0.0, timeout))
+        limit = None if timeout == math.inf else max(0.0, timeout)
+        ready, writable, _ = select.select([*readers, self.woken], writers, [], limit)
         if self.woken in ready:
             ready.remove(self.woken)
             self.drain()

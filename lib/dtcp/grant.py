@@ -9,6 +9,10 @@ The replies that are known (the client's view first in every pair):
 Servers differ, so what follows the two IPv4 addresses is told apart by its form, not its place.
 All of it is hostile until it has been through `ipaddress`; only objects of `ipaddress` and
 integers leave this module.
+
+The process that reads replies (dtcp.speaker) passes a grant on to the one that acts on it as a
+line, in the one spelling that `Grant.reply` has for it; `accept` takes no other, and checks it all
+again.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ class BehindNat(Exception):
     """The server saw another address than our socket has."""
 
     def __init__(self, own: IPv4Address, seen: IPv4Address, *, udp: bool) -> None:
+        self.seen = seen
         help = "protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
         if udp:
             help = "with -U it takes -n to pass one"
@@ -113,36 +118,73 @@ def parse(
         del addresses[2:]
     if len(addresses) > 2:
         raise GrantError("more than one pair of inner addresses")
-    if tunnel_type == "host" and not addresses:
-        raise GrantError("no inner addresses, though type host was asked for")
     if tunnel_type == "tunnelonly" and (addresses or prefixes):
         remarks.append("ignored: inner addresses or prefixes, which were not asked for")
         addresses, prefixes = [], []
     if tunnel_type in ("network", "tunnelroute") and not prefixes:
         remarks.append("the server delegates no prefix")
-    for address in addresses:
-        _check_inner(address)
-    for prefix in prefixes:
-        _check_prefix(prefix)
-    inner, peer = (*addresses, None, None)[:2]
-    if inner is not None and inner == peer:
-        raise GrantError(f"both inner addresses are {inner}")
     if remote != server:
         if _is_private(remote) and not _is_private(server):
             remarks.append(f"the server calls itself {remote} (behind a NAT?): using {server}")
             remote = server
         else:
             remarks.append(f"the tunnel ends at {remote}, not at {server} where we logged in")
-    _check_remote(remote, own, server)
+    both_ports = None
+    if port is not None and len(ports) == 1 and is_port(ports[0]):
+        both_ports = (port, int(ports[0]))
+    inner, peer = (*addresses, None, None)[:2]
+    # The outer source is our socket's own address, whatever the server saw: a packet with any
+    # other would not leave this host.
+    granted = Grant(own, remote, inner, peer, tuple(prefixes), both_ports)
+    _check(granted, tunnel_type, own, server, udp=port is not None)
     # Last, for a grant that makes no sense is not mended by -n.
     if seen != own and not nat:
         raise BehindNat(own, seen, udp=port is not None)
-    if port is not None and not (len(ports) == 1 and is_port(ports[0]) and int(ports[0])):
+    return granted, remarks
+
+
+def accept(
+    line: str, tunnel_type: str, *, own: IPv4Address, server: IPv4Address, port: int | None = None
+) -> Grant:
+    """The grant in a line of `Grant.reply`, checked as in `parse`.  Raises GrantError."""
+    words = line.split(" ")
+    ports = [word[4:] for word in words if word.startswith("udp=")]
+    if len(words) < 2 or not all(map(is_port, ports)):
+        raise GrantError(f"{_shown(line)} is no grant")
+    items = [_ipv6(word) for word in words[2:] if not word.startswith("udp=")]
+    inner, peer = (*(item for item in items if isinstance(item, IPv6Address)), None, None)[:2]
+    granted = Grant(
+        _ipv4(words[0]),
+        _ipv4(words[1]),
+        inner,
+        peer,
+        tuple(item for item in items if isinstance(item, IPv6Network)),
+        (port, int(ports[0])) if port is not None and ports else None,
+    )
+    if granted.reply() != line or granted.local != own:
+        raise GrantError(f"{_shown(line)} is no grant for {own}")
+    _check(granted, tunnel_type, own, server, udp=port is not None)
+    return granted
+
+
+def _check(
+    granted: Grant, tunnel_type: str, own: IPv4Address, server: IPv4Address, *, udp: bool
+) -> None:
+    """See that a grant makes sense.  Raises GrantError."""
+    if tunnel_type == "host" and granted.inner is None:
+        raise GrantError("no inner addresses, though type host was asked for")
+    if tunnel_type == "tunnelonly" and (granted.inner is not None or granted.prefixes):
+        raise GrantError("addresses or prefixes, though type tunnelonly was asked for")
+    for address in (granted.inner, granted.peer):
+        if address is not None:
+            _check_inner(address)
+    for prefix in granted.prefixes:
+        _check_prefix(prefix)
+    if granted.inner is not None and granted.inner == granted.peer:
+        raise GrantError(f"both inner addresses are {granted.inner}")
+    _check_remote(granted.remote, own, server)
+    if udp and not (granted.ports and granted.ports[1]):
         raise GrantError("no UDP port, though a tunnel over UDP was asked for")
-    both_ports = (port, int(ports[0])) if port is not None else None
-    # The outer source is our socket's own address, whatever the server saw: a packet with any
-    # other would not leave this host.
-    return Grant(own, remote, inner, peer, tuple(prefixes), both_ports), remarks
 
 
 def _shown(word: str) -> str:

@@ -98,7 +98,8 @@ def is_port(word: str) -> bool:
 class LineBuffer:
     """Bytes to lines: LF or CRLF ends one; a CR or NUL elsewhere, or a long line, is an error."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = LINE_LIMIT) -> None:
+        self._limit = limit  # bytes of a line, its ending not counted
         self._pending = bytearray()
         self._searched = 0  # where to look for the next LF: a slow peer must not cost O(n^2)
 
@@ -113,18 +114,18 @@ class LineBuffer:
 
     def next_line(self) -> str | None:
         """The next line without its ending, or None while it is not complete."""
-        end = self._pending.find(b"\n", self._searched, LINE_LIMIT + 2)
+        end = self._pending.find(b"\n", self._searched, self._limit + 2)
         if end < 0:
-            if len(self._pending) > LINE_LIMIT + 1:
-                raise ProtocolError(f"a line of more than {LINE_LIMIT} bytes")
+            if len(self._pending) > self._limit + 1:
+                raise ProtocolError(f"a line of more than {self._limit} bytes")
             self._searched = len(self._pending)
             return None
         line = bytes(self._pending[:end])
         del self._pending[: end + 1]
         self._searched = 0
         line = line[:-1] if line.endswith(b"\r") else line
-        if len(line) > LINE_LIMIT:
-            raise ProtocolError(f"a line of more than {LINE_LIMIT} bytes")
+        if len(line) > self._limit:
+            raise ProtocolError(f"a line of more than {self._limit} bytes")
         if b"\r" in line or b"\0" in line:
             raise ProtocolError("a carriage return or NUL inside a line")
         return line.decode("latin-1")
