@@ -3,7 +3,7 @@
 
 PORTNAME=	dtcpc
 DISTVERSION=	0.1.0
-CATEGORIES=	net ipv6
+CATEGORIES=	net net-vpn
 MASTER_SITES=	# none
 DISTFILES=	# none
 
@@ -18,69 +18,77 @@ TEST_DEPENDS=	${PYTHON_PKGNAMEPREFIX}hypothesis>0:devel/py-hypothesis@${PY_FLAVO
 		${PYTHON_PKGNAMEPREFIX}pexpect>0:misc/py-pexpect@${PY_FLAVOR} \
 		${PYTHON_PKGNAMEPREFIX}pytest>0:devel/py-pytest@${PY_FLAVOR}
 
-USES=		python:3.10+ shebangfix
-
-SHEBANG_FILES=	dtcpc.py dtcps.py
-python_OLD_CMD=	"/usr/bin/env python3"
+USES=		python:3.10+
 
 CONFLICTS_INSTALL=	dtcp
 
 NO_ARCH=	yes
 NO_BUILD=	yes
 
+# All of our Python lies in libexec/dtcpc: in the site-packages of one Python
+# it would be half of a package that is not called py311-dtcpc, and part of it
+# could stay behind when the default Python changes.  Here it comes and goes as
+# a whole, with the byte code of the one Python that the first line of the
+# programs in sbin names.  So nothing is compiled when one of them starts, and
+# they never write any themselves.  The byte code knows its source by a hash:
+# pkg(8) need not keep the times of files, and a source that was changed on the
+# spot counts.
+BYTECODE=	cpython-${PYTHON_SUFFIX}.pyc
+
+# What is installed, a word each; a new program, module, page or document needs no more.
+PROGRAMS=	dtcpc dtcps
+LIBRARY=	__init__ cli daemon grant ledger password plan speaker system wire
+RC_SCRIPTS=	dtcpc dtcps
+MANUALS=	dtcpc.auth.5 dtcpc.8 dtcps.8
+DOCUMENTS=	jails.md migration.md udp.md
+
 PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
 		"@sample(root,wheel,600) etc/dtcps.users.sample" \
 		"@sample etc/dtcps.routes.sample" \
 		etc/periodic/daily/425.status-dtcpc \
-		etc/rc.d/dtcpc \
-		etc/rc.d/dtcps \
-		libexec/dtcpc/dtcp/__init__.py \
-		libexec/dtcpc/dtcp/cli.py \
-		libexec/dtcpc/dtcp/daemon.py \
-		libexec/dtcpc/dtcp/grant.py \
-		libexec/dtcpc/dtcp/ledger.py \
-		libexec/dtcpc/dtcp/password.py \
-		libexec/dtcpc/dtcp/plan.py \
-		libexec/dtcpc/dtcp/speaker.py \
-		libexec/dtcpc/dtcp/system.py \
-		libexec/dtcpc/dtcp/wire.py \
-		sbin/dtcpc \
-		sbin/dtcps \
+		${RC_SCRIPTS:S|^|etc/rc.d/|} \
+		${LIBRARY:S|^|libexec/dtcpc/dtcp/|:S|$|.py|} \
+		${LIBRARY:S|^|libexec/dtcpc/dtcp/__pycache__/|:S|$|.${BYTECODE}|} \
+		${PROGRAMS:S|^|libexec/dtcpc/|:S|$|.py|} \
+		${PROGRAMS:S|^|libexec/dtcpc/__pycache__/|:S|$|.${BYTECODE}|} \
+		${PROGRAMS:S|^|sbin/|} \
+		${DOCUMENTS:S|^|share/doc/dtcpc/|} \
 		share/examples/dtcpc/firewall.sh \
-		share/man/man5/dtcpc.auth.5.gz \
-		share/man/man8/dtcpc.8.gz \
-		share/man/man8/dtcps.8.gz
+		${MANUALS:M*.5:S|^|share/man/man5/|:S|$|.gz|} \
+		${MANUALS:M*.8:S|^|share/man/man8/|:S|$|.gz|}
 
 do-extract:
 	@${MKDIR} ${WRKSRC}
-	@cd ${.CURDIR} && ${CP} -R LICENSE dtcpc.py dtcps.py etc lib man rc.d ${WRKSRC}
+	@cd ${.CURDIR} && ${CP} -R LICENSE ${PROGRAMS:S|$|.py|} docs etc lib man rc.d ${WRKSRC}
 
-# The library lies in a place of its own instead of the site-packages of one
-# Python version, and no byte code is kept of it: nothing there belongs to a
-# Python that is gone, and nothing is left when the package goes.
 post-patch:
-	@${REINPLACE_CMD} -e '2,$$s|/usr/local|${PREFIX}|g' \
-		-e 's|^_lib = .*|_lib, sys.dont_write_bytecode = "${PREFIX}/libexec/dtcpc", True|' \
-		${WRKSRC}/dtcpc.py ${WRKSRC}/dtcps.py
-	@${REINPLACE_CMD} -e 's|/usr/local|${PREFIX}|g' ${WRKSRC}/man/*.[58]
+	@cd ${WRKSRC} && ${REINPLACE_CMD} -e 's|/usr/local|${PREFIX}|g' \
+		${PROGRAMS:S|$|.py|} ${MANUALS:S|^|man/|} ${DOCUMENTS:S|^|docs/|}
 	@${REINPLACE_CMD} -e 's|%%PREFIX%%|${PREFIX}|g' -e 's|%%PYTHON_CMD%%|${PYTHON_CMD}|g' \
 		${WRKSRC}/etc/* ${WRKSRC}/rc.d/*
 
 do-install:
-	${INSTALL_SCRIPT} ${WRKSRC}/dtcpc.py ${STAGEDIR}${PREFIX}/sbin/dtcpc
-	${INSTALL_SCRIPT} ${WRKSRC}/dtcps.py ${STAGEDIR}${PREFIX}/sbin/dtcps
 	@${MKDIR} ${STAGEDIR}${PREFIX}/libexec/dtcpc/dtcp
 	${INSTALL_DATA} ${WRKSRC}/lib/dtcp/*.py ${STAGEDIR}${PREFIX}/libexec/dtcpc/dtcp
+.for program in ${PROGRAMS}
+	${INSTALL_DATA} ${WRKSRC}/${program}.py ${STAGEDIR}${PREFIX}/libexec/dtcpc
+	@${SED} -e 's|%%PROGRAM%%|${program}|' ${WRKSRC}/etc/program.in >${WRKDIR}/${program}
+	${INSTALL_SCRIPT} ${WRKDIR}/${program} ${STAGEDIR}${PREFIX}/sbin
+.endfor
+	${PYTHON_CMD} -m compileall -q -o 0 --invalidation-mode checked-hash \
+		-d ${PREFIX}/libexec/dtcpc ${STAGEDIR}${PREFIX}/libexec/dtcpc
 	@${MKDIR} ${STAGEDIR}${PREFIX}/etc/rc.d
-	${INSTALL_SCRIPT} ${WRKSRC}/rc.d/dtcpc ${WRKSRC}/rc.d/dtcps ${STAGEDIR}${PREFIX}/etc/rc.d
+	${INSTALL_SCRIPT} ${RC_SCRIPTS:S|^|${WRKSRC}/rc.d/|} ${STAGEDIR}${PREFIX}/etc/rc.d
 	@${MKDIR} ${STAGEDIR}${PREFIX}/etc/periodic/daily
 	${INSTALL_SCRIPT} ${WRKSRC}/etc/425.status-dtcpc ${STAGEDIR}${PREFIX}/etc/periodic/daily
 	${INSTALL_DATA} ${WRKSRC}/etc/*.sample ${STAGEDIR}${PREFIX}/etc
 	@${MKDIR} ${STAGEDIR}${EXAMPLESDIR}
 	${INSTALL_SCRIPT} ${WRKSRC}/etc/firewall.sh ${STAGEDIR}${EXAMPLESDIR}
-	${INSTALL_MAN} ${WRKSRC}/man/dtcpc.auth.5 ${STAGEDIR}${PREFIX}/share/man/man5
-	${INSTALL_MAN} ${WRKSRC}/man/dtcpc.8 ${WRKSRC}/man/dtcps.8 \
-		${STAGEDIR}${PREFIX}/share/man/man8
+	@${MKDIR} ${STAGEDIR}${DOCSDIR}
+	${INSTALL_DATA} ${DOCUMENTS:S|^|${WRKSRC}/docs/|} ${STAGEDIR}${DOCSDIR}
+.for page in ${MANUALS}
+	${INSTALL_MAN} ${WRKSRC}/man/${page} ${STAGEDIR}${PREFIX}/share/man/man${page:E}
+.endfor
 
 # What needs no Linux. The checkout stays as it is.
 do-test:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import dtcp
@@ -23,10 +25,11 @@ BLOCKS = [
     "MAINTAINER COMMENT WWW",
     "LICENSE LICENSE_FILE",
     "RUN_DEPENDS TEST_DEPENDS",
-    "USES USE_PYTHON",
-    "SHEBANG_FILES python_OLD_CMD",
+    "USES",
     "CONFLICTS_INSTALL",
     "NO_ARCH NO_BUILD",
+    "BYTECODE",
+    "PROGRAMS LIBRARY RC_SCRIPTS MANUALS DOCUMENTS",
     "PLIST_FILES",
 ]
 
@@ -55,6 +58,7 @@ def test_the_variables_stand_in_the_order_of_the_handbook() -> None:
 
 def test_every_variable_is_set_somewhere() -> None:
     names = set(re.findall(r"\$\{(\w+)[}:]", MAKEFILE)) - {"PREFIX"}
+    names -= set(re.findall(r"^\.for (\w+) in", MAKEFILE, re.M))
     empty = [name for name in sorted(names) if make("-V", name) == "\n"]
     assert not empty
 
@@ -71,7 +75,13 @@ def test_the_comment_is_a_phrase_in_one_line() -> None:
 
 
 def test_sh_comes_for_the_python_of_the_port() -> None:
-    assert make("-V", "${RUN_DEPENDS:M*py-sh*}").strip() == "py311-sh>=2.2:devel/py-sh@py311"
+    depends = make("PYTHON_SUFFIX=312", "-V", "${RUN_DEPENDS:M*py-sh*}").strip()
+    assert depends == "py312-sh>=2.2:devel/py-sh@py312"
+
+
+def test_a_category_that_the_framework_does_not_know_is_refused() -> None:
+    with pytest.raises(AssertionError, match="category ipv6 not in list of valid categories"):
+        make("CATEGORIES=net ipv6", "check-categories")
 
 
 def test_it_does_not_go_with_the_old_port() -> None:
@@ -114,12 +124,19 @@ def test_samples_hold_nothing_that_works(port: Port) -> None:
 def test_nothing_tells_of_the_stage_or_of_another_prefix(port: Port) -> None:
     for path, file in port.staged().items():
         if not path.endswith(".gz"):
-            text = file.read_text()
-            rest = text.split("\n", 1)[1] if path.startswith("sbin/") else text
-            assert str(port.stage) not in text, path
-            assert "/usr/local" not in rest, path
-            assert not re.search(r"%%[A-Z_]+%%", text), path
-            assert not text.startswith("#!/usr/bin/env"), path
+            data = file.read_bytes()
+            rest = data.split(b"\n", 1)[1] if path.startswith("sbin/") else data
+            assert str(port.stage).encode() not in data, path
+            assert b"/usr/local" not in rest, path
+            assert not re.search(rb"%%[A-Z_]+%%", data), path
+
+
+def test_what_is_executable_names_an_interpreter_that_stage_qa_accepts(port: Port) -> None:
+    for path, file in port.staged().items():
+        if file.stat().st_mode & 0o111:
+            first = file.read_text().split("\n")[0]
+            ours = sys.executable if path.startswith("sbin/") else "/bin/sh"
+            assert first == f"#!{ours}", path
 
 
 def test_in_the_manual_pages_neither(port: Port) -> None:
@@ -142,6 +159,46 @@ def test_the_programs_run_from_where_they_are_installed(port: Port, program: str
     assert run(path, "--nonsense").returncode == 64
 
 
+def _modules(port: Port, program: str) -> dict[str, str]:
+    """Where the code of each of our modules came from, as Python itself tells with -v."""
+    said = run(sys.executable, "-v", port.prefix / "sbin" / program, "--version").stderr
+    private = f"{port.prefix}/libexec/dtcpc/"
+    found = re.findall(rf"^# code object from '?{private}([\w./-]+)'?$", said, re.M)
+    return {re.sub(r"__pycache__/|\.cpython-\d+|\.pyc?$", "", path): path for path in found}
+
+
+@pytest.mark.parametrize("program", ["dtcpc", "dtcps"])
+def test_nothing_is_compiled_when_a_program_starts(port: Port, program: str) -> None:
+    modules = _modules(port, program)
+    assert {program, "dtcp/__init__", "dtcp/cli", "dtcp/system"} <= modules.keys()
+    assert [path for path in modules.values() if not path.endswith(".pyc")] == []
+
+
+def test_the_byte_code_depends_on_no_file_times_and_a_changed_source_counts(
+    port: Port, tmp_path: Path
+) -> None:
+    copy = Port(tmp_path / "prefix", tmp_path / "stage")
+    shutil.copytree(port.prefix, copy.prefix)
+    program = copy.prefix / "sbin/dtcpc"
+    program.chmod(0o755)
+    program.write_text(program.read_text().replace(str(port.prefix), str(copy.prefix)))
+    source = copy.prefix / "libexec/dtcpc/dtcp/__init__.py"
+    os.utime(source, (1, 1))
+    assert _modules(copy, "dtcpc")["dtcp/__init__"].endswith(".pyc")
+
+    before = sorted(copy.prefix.rglob("*"))
+    source.write_text(source.read_text().replace(dtcp.__version__, "0.0.patched"))
+    assert run(program, "--version").stdout == "dtcpc 0.0.patched\n"
+    assert sorted(copy.prefix.rglob("*")) == before
+
+
+def test_a_traceback_names_the_files_where_they_are(port: Port) -> None:
+    for path, file in port.staged().items():
+        if path.endswith(".pyc"):
+            source = re.sub(r"__pycache__/(\w+)\.cpython-\d+\.pyc$", r"\1.py", path)
+            assert f"{port.prefix}/{source}".encode() in file.read_bytes()
+
+
 def test_the_programs_know_the_files_of_their_prefix(port: Port) -> None:
     assert f"{port.prefix}/etc/dtcpc.auth" in run(
         port.prefix / "sbin/dtcpc", "--help"
@@ -149,7 +206,9 @@ def test_the_programs_know_the_files_of_their_prefix(port: Port) -> None:
 
 
 def test_running_them_leaves_nothing_that_is_in_no_packing_list(port: Port) -> None:
-    run(port.prefix / "sbin/dtcpc", "--status")
+    for program in ("dtcpc", "dtcps"):
+        run(port.prefix / "sbin" / program, "--status")
+        run(port.prefix / "sbin" / program, "--help")
     listed = {port.prefix / entry.path for entry in packing_list()}
     listed |= {port.prefix / e.path.removesuffix(".sample") for e in packing_list() if e.sample}
     assert {file for file in port.prefix.rglob("*") if file.is_file()} == listed
@@ -167,7 +226,7 @@ def test_the_message_is_five_lines_and_names_what_is_there() -> None:
     names = re.findall(r"/usr/local/(\S+)", found[1])
     assert names
     assert set(names) <= listed
-    for page, section in re.findall(r"(\w+)\(([58])\)", found[1]):
+    for page, section in re.findall(r"([\w.]+)\(([58])\)", found[1]):
         assert f"share/man/man{section}/{page}.{section}.gz" in listed
 
 

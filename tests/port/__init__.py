@@ -14,6 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FRAMEWORK = Path(__file__).resolve().parent
+# The Python of the port is the one that runs this.
+PYTHON = (
+    f"PYTHON_CMD={sys.executable}",
+    f"PYTHON_SUFFIX={sys.version_info.major}{sys.version_info.minor}",
+)
 
 
 def needs(command: str, package: str) -> str:
@@ -31,7 +36,7 @@ def make(*words: str) -> str:
     # Another make(1) that runs this has other things in mind.
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
-        [bmake, "-m", str(FRAMEWORK), *words],
+        [bmake, "-m", str(FRAMEWORK), *PYTHON, *words],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -84,12 +89,11 @@ class Port(NamedTuple):
 
 
 def stage(directory: Path) -> Port:
-    """Stage the port for a prefix below an empty directory, with the Python that runs this."""
+    """Stage the port for a prefix below an empty directory."""
     port = Port(directory / "prefix", directory / "work" / "stage")
     make(
         f"PREFIX={port.prefix}",
         f"WRKDIR={port.stage.parent}",
-        f"PYTHON_CMD={sys.executable}",
         "stage",
     )
     return port

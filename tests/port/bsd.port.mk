@@ -7,11 +7,14 @@ PREFIX?=	/usr/local
 WRKDIR?=	${.CURDIR}/work
 WRKSRC?=	${WRKDIR}/${PORTNAME}-${DISTVERSION}
 STAGEDIR?=	${WRKDIR}/stage
+DOCSDIR?=	${PREFIX}/share/doc/${PORTNAME}
 EXAMPLESDIR?=	${PREFIX}/share/examples/${PORTNAME}
 
+# Of USES=python.
+PYTHON_SUFFIX?=	311
 PYTHON_CMD?=	/usr/local/bin/python3.11
-PYTHON_PKGNAMEPREFIX=	py311-
-PY_FLAVOR=	py311
+PYTHON_PKGNAMEPREFIX=	py${PYTHON_SUFFIX}-
+PY_FLAVOR=	py${PYTHON_SUFFIX}
 
 CP=		cp
 ECHO_CMD=	echo
@@ -20,15 +23,20 @@ INSTALL_MAN=	install -m 0644
 INSTALL_SCRIPT=	install -m 555
 MKDIR=		mkdir -p
 REINPLACE_CMD=	sed -i.bak
+SED=		sed
 SETENV=		env
 
-# In this order: make(1) takes them from left to right.
-stage: do-extract fix-shebang post-patch directories do-install compress-man
+# Of the many, those for which this could be a case. (There was an `ipv6` once.)
+VALID_CATEGORIES=	net net-mgmt net-vpn sysutils
 
-# Of USES=shebangfix: it replaces the first line.
-fix-shebang:
-.for old in ${python_OLD_CMD}
-	@cd ${WRKSRC} && ${REINPLACE_CMD} -e '1s|^#!${old:C/"//g}$$|#!${PYTHON_CMD}|' ${SHEBANG_FILES}
+# In this order: make(1) takes them from left to right.
+stage: check-categories do-extract post-patch directories do-install compress-man
+
+check-categories:
+.for category in ${CATEGORIES}
+.  if empty(VALID_CATEGORIES:M${category})
+	@${ECHO_CMD} "Makefile error: category ${category} not in list of valid categories."; false
+.  endif
 .endfor
 
 # Those that the framework makes in every stage.
