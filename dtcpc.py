@@ -663,7 +663,12 @@ class Client:
         """Why the tunnel could not be made, as far as looking tells more than the command did."""
         if "SIOCIFCREATE2" in failed.reason and "Invalid argument" in failed.reason:
             return "the kernel has no gif(4): kldload if_gif (for a jail, on its host)"
-        if failed.words[0] == "ngctl" and "create node" in failed.reason:
+        if failed.words[0] == "ngctl" and failed.reason in (
+            "can't create node: Protocol not supported",
+            # To mkpeer: the kernel looks for a module of that name; in a jail it may not.
+            "send msg: No such file or directory",
+            "send msg: Operation not permitted",
+        ):
             return (
                 "the kernel has no netgraph: kldload ng_socket ng_iface ng_ksocket (for a jail,"
                 " on its host)"

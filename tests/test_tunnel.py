@@ -316,6 +316,20 @@ def test_a_plain_jail_is_told_before_anything_is_sent(net: Internet) -> None:
         assert capture.packets == []
 
 
+@pytest.mark.parametrize("jail", ["", "vnet"])
+def test_a_kernel_without_gif_is_told_with_the_remedy(net: Internet, jail: str) -> None:
+    net.client.write("/run/freebsd/jail", jail)
+    net.client.write("/run/freebsd/lacks", "if_gif")
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            assert client.status() == 1
+            assert client.lines[-1] == (
+                "dtcpc: the kernel has no gif(4): kldload if_gif (for a jail, on its host)"
+            )
+        assert difference(before, net.client.snapshot()) == []
+
+
 def test_an_interface_that_cannot_be_had_is_told_before_anything_is_sent(net: Internet) -> None:
     net.client.run(["ifconfig", "gif3", "create"])
     with net.router.capture("eth0", "tcp") as capture:

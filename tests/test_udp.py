@@ -51,6 +51,24 @@ def test_bare_ipv6_packets_in_udp(
         assert difference(server_before, net.server.snapshot()) == []
 
 
+@pytest.mark.parametrize("jail", ["", "vnet"])
+@pytest.mark.parametrize("lacks", ["ng_socket", "ng_iface", "ng_ksocket"])
+def test_a_kernel_without_netgraph_is_told_with_the_remedy(
+    net: Internet, lacks: str, jail: str
+) -> None:
+    net.client.write("/run/freebsd/jail", jail)
+    net.client.write("/run/freebsd/lacks", lacks)
+    with _serve(net, "-U"):
+        before = net.client.snapshot()
+        with login(net.client, "-U", "-t", "host") as client:
+            assert client.status() == 1
+            assert client.lines[-1] == (
+                "dtcpc: the kernel has no netgraph: kldload ng_socket ng_iface ng_ksocket"
+                " (for a jail, on its host)"
+            )
+        assert difference(before, net.client.snapshot()) == []
+
+
 def test_a_delegated_prefix_and_a_default_route(net: Internet) -> None:
     inside = "2001:db8:3c3::1"
     with _serve(net, "-U"):

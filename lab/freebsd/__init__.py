@@ -19,6 +19,7 @@ A FreeBSD host is a network, mount and UTS namespace with a private /run. There,
 
     release     "15.1" (without the file) or "13.2": which one to be
     jail        "plain" or "vnet": we are inside a jail of that kind
+    lacks       kernel modules that there are none of, such as "if_gif ng_ksocket"
     hostid      the interface identifier of gifs, such as "5421:59e4:dad1:1a39"; else a random one
     faults      what shall go wrong (see ``faults``)
     rtsol-seconds, rtadvd-seconds

@@ -59,6 +59,8 @@ def create(host: Host, word: str) -> Interface:
     if not match:
         raise Refused(EINVAL)
     kind, digits = match.groups()
+    if f"if_{kind}" in host.lacks:
+        raise Refused(EINVAL)  # as for any other word that no driver knows
     used = {i.driver.rstrip("ab") for i in host.interfaces.values()}
     unit = int(digits or next(n for n in range(LAST_UNIT) if f"{kind}{n}" not in used))
     if unit > LAST_UNIT:

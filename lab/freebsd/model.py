@@ -120,6 +120,7 @@ class Route:
 class Host:
     release: str
     jail: str = ""
+    lacks: list[str] = field(default_factory=list)  # kernel modules that cannot be had
     hostid: str = ""  # from which the link-local address of every gif is made
     interfaces: dict[str, Interface] = field(default_factory=dict)
     routes: list[Route] = field(default_factory=list)

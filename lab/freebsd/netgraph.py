@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from . import ksocket, links, linux, relay, store
-from .model import EEXIST, EINVAL, Host, Interface, Refused, naturals
+from .model import EEXIST, EINVAL, EPERM, Host, Interface, Refused, naturals
 
 ENOENT = "No such file or directory"
 EADDRINUSE = "Address already in use"
@@ -88,8 +88,9 @@ class Graph:
         return node
 
     def mkpeer(self, node: Node, kind: str, hook: str, peer_hook: str) -> None:
-        if kind not in TYPES:
-            raise Refused(ENOENT)
+        if kind not in TYPES or f"ng_{kind}" in self.host.lacks:
+            # The kernel tries to load it (ng_socket(4)), which is not for a jail to do.
+            raise Refused(EPERM if self.host.jail else ENOENT)
         new = self.make(kind)
         try:
             if hook in node.hooks:

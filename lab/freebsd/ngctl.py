@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     options = dict(given)
     if "-j" in options:
         return fail(f'jail "{options["-j"]}" not found', status=EX_NOHOST)
-    if os.geteuid() or host.jail == "plain":
+    if os.geteuid() or host.jail == "plain" or "ng_socket" in host.lacks:
         reason = EPERM if os.geteuid() else "Protocol not supported"
         return fail(f"can't create node: {reason}")
     try:

@@ -45,7 +45,7 @@ def word(name: str, otherwise: str) -> str:
 
 
 def load() -> Host:
-    host = Host(word("release", "15.1"), jail=word("jail", ""))
+    host = Host(word("release", "15.1"), word("jail", ""), word("lacks", "").split())
     try:
         kept = json.loads((HERE / "state.json").read_text())
     except FileNotFoundError:

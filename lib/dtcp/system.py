@@ -42,6 +42,7 @@ _PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
 # An undo that fails with one of these has nothing left to undo.
 _GONE = re.compile(
     r"does not exist|not in table|has not been found|shutdown: No such file or directory"
+    r"|can't create node: Protocol not supported"  # a kernel without netgraph(4) has no nodes
 )
 _NO_ADDRESS = "Can't assign requested address"  # of -alias; of `tunnel` it is a failure
 
