@@ -28,7 +28,7 @@ def test_a_host_tunnel_in_its_order() -> None:
     steps = plan.client(HOST_GRANT, plan.Options(mtu=1400), BARE, MARK)
     assert plan.script(steps, None) == [
         "IF=$(ifconfig gif create group dtcp"
-        " description 'dtcpc itojun@tunnel.example.org pid 7' mtu 1400)",
+        " description 'dtcpc itojun@tunnel.example.org pid 7' mtu 1400 up)",
         "ifconfig $IF tunnel 203.0.113.7 192.0.2.1",
         "ifconfig $IF inet6 2001:db8:1::6 2001:db8:1::5 prefixlen 128 alias",
         "ifconfig $IF up",

@@ -258,12 +258,14 @@ def _interface(options: Options, existing: Interface | None, description: str) -
             Step(_ifconfig(TUNNEL, *settings), undo=_restored(existing, options.fib), check=shows)
         ]
     # The mark comes first: should a later word fail, or we be killed, it tells whose this is.
-    # inet6 words cannot follow in the same command (ifconfig: inet6: bad value).
+    # inet6 words cannot follow in the same command (ifconfig: inet6: bad value).  It is up at once:
+    # what devd(8) runs for a new interface, /etc/pccard_ether, lets alone those that are, and would
+    # give others what rc.conf(5) has in ifconfig_DEFAULT.
     name = options.interface
     by_name = name is not None and re.fullmatch(r"gif(0|[1-9][0-9]*)", name)
     steps = [
         Step(
-            _ifconfig(name if by_name else "gif", "create", *settings),
+            _ifconfig(name if by_name else "gif", "create", *settings, "up"),
             undo=(_ifconfig(TUNNEL, "destroy"),),
             check=shows,
             leave=_restored(Interface(TUNNEL, groups=(GROUP,)), options.fib)
