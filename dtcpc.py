@@ -177,7 +177,7 @@ _USAGE = """\
 dtcpc [-acdDlnoU] [-A addr[,addr]] [-b port] [-B port] [-f file] [-F fib]
              [-i if] [-m mtu] [-p port] [-P if/sla[/id[/len]][,...]]
              [-r static|solicit] [-R dest[,dest]] [-s script] [-t type] [-u user]
-             [--auth-file file] [--dry-run] [--run-as user] server
+             [--auth-file file] [--check | --dry-run] [--run-as user] server
        dtcpc --status [--json] [-f file]
        dtcpc --help | --version"""
 
@@ -230,6 +230,7 @@ def parser() -> argparse.ArgumentParser:
     a("--auth-file", metavar="file", help=f"password file ({AUTH_FILE})")
     a("--run-as", dest="account", metavar="user", type=_account, default="nobody",
       help="who speaks with the server, instead of root (nobody)")
+    a("--check", action="store_true", help="check all this and the password file, do no more")
     a("--dry-run", action="store_true", help="log in, print the commands, change nothing")
     a("--status", action="store_true", help="show the state of the running instance")
     a("--json", action="store_true", help="with --status: for machines")
@@ -266,6 +267,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             p.error(f"{option}: makes sense with -r static only")
     if options.dry_run and (options.daemon or options.loop):
         p.error("--dry-run: ends by itself; leave out -D and -l")
+    if options.check and (options.dry_run or options.status):
+        p.error("--check: does no more than that; leave out --dry-run and --status")
+    if options.check and options.daemon and options.debug:
+        p.error("-d: stays in the foreground, in spite of -D; leave one of them out")
     seen = [(each.interface, each.sla) for each in options.delegations]
     if len(set(seen)) < len(seen):
         p.error("-P: the same SLA ID twice on the same interface")
@@ -318,6 +323,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.status:
             return show_status(options)
+        if options.check:
+            return check_password(options)
         is_root = os.geteuid() == 0
         if not (is_root or options.dry_run):
             raise Failure("must be root to make a tunnel", NOT_ALLOWED)
@@ -385,6 +392,19 @@ def find_password(options: argparse.Namespace) -> str:
     if found is None:
         found = password.from_terminal(f"Password of {options.user} at {options.server}: ")
     return found
+
+
+def check_password(options: argparse.Namespace) -> int:
+    """--check: see that nobody would be asked for the password.  Raises Failure, PasswordError."""
+    path = AUTH_FILE if options.auth_file is None else options.auth_file
+    line = f"{options.server}:{options.user}:PASSWORD"
+    try:
+        found = password.from_file(path, options.server, options.user)
+    except FileNotFoundError:
+        raise Failure(f"{path}: no such file; it needs mode 600, and a line {line}") from None
+    if found is None:
+        raise Failure(f"{path}: has no line {line}")
+    return OK
 
 
 # --- the life of a tunnel ---------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dtcp import cli, plan, wire
 
 import dtcpc
 import dtcps
+from tests.port import packing_list
 from tests.running import ROOT
 
 PAGES = sorted((ROOT / "man").glob("*.[1-9]"))
@@ -164,10 +165,42 @@ _STEM = dtcpc.PID_FILE.removesuffix(".pid")
     ],
 )
 def test_the_default_files(page: str, files: set[str]) -> None:
-    assert set(re.findall(r"^\.It Pa (\S+)", _section(page, "FILES"), re.MULTILINE)) == files
+    listed = set(re.findall(r"^\.It Pa (\S+)", _section(page, "FILES"), re.MULTILINE))
+    assert files <= listed <= files | _installed()
     # And no other spelling of them anywhere else.
     named = set(re.findall(r"/(?:usr/local/etc|var/run)/dtcp[\w.]+\w", _source(page)))
-    assert named <= files
+    assert named <= files | {f"{_STEM}_home.pid"}
+
+
+# Files and directories of FreeBSD itself, and two that an example of -f makes up.
+_NOT_OURS = {
+    *("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/bin/sh", "/dev/null"),
+    *("/etc/pccard_ether", "/etc/rc.conf"),
+    *("/var/run/home.pid", "/var/run/home.state"),
+}
+
+
+def _installed() -> set[str]:
+    """Every file that the port installs, samples in use as well, and their directories."""
+    paths = {Path("/usr/local", entry.path) for entry in packing_list()}
+    paths |= {path.with_suffix("") for path in paths if path.suffix == ".sample"}
+    return {str(each) for path in paths for each in (path, *path.parents)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w/:\[-])/[a-z]{3,}[\w./-]*\w", page.read_text(encoding="ascii")))
+    made = {each for each in named if each.startswith("/var/run/dtcp")}  # test_the_default_files
+    assert named
+    assert named - made - _NOT_OURS <= _installed()
+
+
+def test_the_variables_of_rc_conf() -> None:
+    script = (ROOT / "rc.d/dtcpc").read_text(encoding="ascii")
+    taken = set(re.findall(r"^# (dtcpc_[a-z]+)=", script, re.MULTILINE))
+    assert {"dtcpc_enable", "dtcpc_server", "dtcpc_profiles"} <= taken
+    named = re.findall(r"^\.It Va (dtcpc_\w+)$", _source("dtcpc.8"), re.MULTILINE)
+    assert set(named) == taken
 
 
 @pytest.mark.parametrize(

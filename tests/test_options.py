@@ -136,6 +136,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["--json"], "--json: makes sense with --status only"),
     (["--dry-run", "-D"], "--dry-run: ends by itself; leave out -D and -l"),
     (["--dry-run", "-l"], "--dry-run: ends by itself; leave out -D and -l"),
+    (["--check", "--dry-run"], "--check: does no more than that; leave out --dry-run and --status"),
+    (["--check", "--status"], "--check: does no more than that; leave out --dry-run and --status"),
+    (["--check", "-D", "-d"], "-d: stays in the foreground, in spite of -D; leave one of them out"),
     (["-s", "/nonexistent"], "-s: /nonexistent: not an executable file"),
     (["-s", "/etc/passwd"], "-s: /etc/passwd: not an executable file"),
 ]
@@ -238,6 +241,38 @@ def test_a_login_name_that_is_no_dtcp_user_asks_for_one(
     monkeypatch.setattr(os, "getlogin", lambda: "M\u00fcller & Co")
     why = "'M\\xfcller & Co' is no DTCP user name; give one with -u"
     is_refused([SERVER], why, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        ("127.0.0.1:itojun:secret\n", 0, ""),
+        ("127.0.0.1:jun:secret\n", 1, "{}: has no line 127.0.0.1:itojun:PASSWORD"),
+        ("127.0.0.1:itojun:\n", 1, "{}: line 1 has an empty password"),
+        (None, 1, "{}: no such file; it needs mode 600, and a line 127.0.0.1:itojun:PASSWORD"),
+    ],
+)
+def test_a_check_sends_nothing_and_asks_nobody(
+    listener: socket.socket, tmp_path: Path, text: str | None, status: int, said: str
+) -> None:
+    file = tmp_path / "auth"
+    if text is not None:
+        file.write_text(text)
+        file.chmod(0o600)
+    words = ["--check", "-Dl", "-t", "host", "-u", "itojun", "--auth-file", str(file)]
+    port = str(listener.getsockname()[1])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "dtcpc.py"), *words, "-p", port, "127.0.0.1"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    expected = f"dtcpc: {said.format(file)}\n" if said else ""
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", expected)
+    file.unlink(missing_ok=True)
+    is_untouched(listener, tmp_path)
 
 
 @pytest.mark.usefixtures("enclosed")
@@ -391,6 +426,6 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         dtcpc.main(["--help"])
     said = capsys.readouterr().out
     letters = "aAbBcdDfFilmnopPrRstuU"
-    words = ["auth-file", "dry-run", "status", "json", "version"]
+    words = ["auth-file", "check", "dry-run", "status", "json", "version"]
     for option in [*(f"-{letter}" for letter in letters), *(f"--{word}" for word in words)]:
         assert re.search(rf"^  {option}\b", said, re.MULTILINE), option

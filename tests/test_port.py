@@ -95,6 +95,16 @@ def test_the_packing_list_is_what_is_installed(port: Port) -> None:
     assert sorted(entry.path for entry in packing_list()) == sorted(port.staged())
 
 
+def test_nothing_that_is_there_for_users_is_forgotten() -> None:
+    listed = {Path(entry.path).name.removesuffix(".gz") for entry in packing_list()}
+    there = {
+        path.name for name in ("docs", "etc", "man", "rc.d") for path in (ROOT / name).iterdir()
+    }
+    programs = {path.stem for path in ROOT.glob("dtcp*.py")}
+    assert programs >= {"dtcpc", "dtcps"}
+    assert (there | programs) - {"program.in"} <= listed
+
+
 def test_what_can_hold_a_password_is_for_root_only(port: Port) -> None:
     samples = {entry.path: entry for entry in packing_list() if entry.path.endswith(".sample")}
     assert all(entry.sample for entry in samples.values())

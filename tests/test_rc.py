@@ -61,7 +61,7 @@ class Service:
         program = self._conf.parent / "recorder"
         program.write_text(
             f"#!{sys.executable}\nimport sys\n"
-            f"if '--status' not in sys.argv:\n"
+            f"if '--check' not in sys.argv:\n"
             f"    open('{self.record}', 'w').write(' '.join(sys.argv[1:]))\n"
         )
         program.chmod(0o755)
@@ -214,20 +214,32 @@ def test_in_a_jail_no_module_is_asked_for(dtcpc: Service, jailed: str, expected:
         ({"dtcpc_server": ""}, "dtcpc_server is not set: the name or the IPv4 address of a"),
         ({"dtcpc_server": "two words"}, 'dtcpc_server="two words" is not the name or'),
         ({"dtcpc_server": "-x"}, 'dtcpc_server="-x" is not the name or'),
-        ({"dtcpc_server": "2001:db8::1"}, "dtcpc_server: dtcpc: server: "),
-        ({"dtcpc_server": "192.0.2.300"}, "dtcpc_server: dtcpc: server: "),
+        ({"dtcpc_server": "2001:db8::1"}, "dtcpc_server: server: '2001:db8::1': give a name or"),
+        ({"dtcpc_server": "192.0.2.300"}, "dtcpc_server: server: '192.0.2.300' is no IPv4"),
         ({"dtcpc_username": ""}, "dtcpc_username is not set: the user name there"),
-        ({"dtcpc_username": "a:b"}, "dtcpc_username: dtcpc: -u: "),
+        ({"dtcpc_username": "a:b"}, "dtcpc_username: -u: 'a:b' is no DTCP"),
         ({"dtcpc_username": "$(id)"}, 'dtcpc_username="$(id)" is not the user name there'),
-        ({"dtcpc_flags": "-x"}, "dtcpc_flags: dtcpc: unrecognized arguments: -x\n"),
-        ({"dtcpc_flags": "-m 9000"}, "dtcpc_flags: dtcpc: -m: "),
-        ({"dtcpc_flags": "-t host -P em1/1"}, "dtcpc_flags: dtcpc: -P: "),
-        ({"dtcpc_flags": "--dry-run"}, "dtcpc_flags: dtcpc: --dry-run: "),
-        ({"dtcpc_flags": "other.example.org"}, "dtcpc_flags: dtcpc: unrecognized arguments"),
-        ({"dtcpc_fib": "x"}, "dtcpc_fib or dtcpc_flags: dtcpc: -F: "),
-        ({"dtcpc_authfile": "/nowhere"}, "dtcpc_authfile: /nowhere is not there; it needs a line"),
-        ({"dtcpc_authfile": ""}, "dtcpc_authfile:  is not there"),
-        ({"dtcpc_username": "jun"}, f"has no line {SERVER}:jun:PASSWORD (of dtcpc_server and"),
+        ({"dtcpc_flags": "-x"}, "dtcpc_flags: unrecognized arguments: -x\n"),
+        ({"dtcpc_flags": "-m 9000"}, "dtcpc_flags: -m: '9000' is"),
+        ({"dtcpc_flags": "-t host -P em1/1"}, "dtcpc_flags: -P: type host"),
+        ({"dtcpc_flags": "--dry-run"}, "dtcpc_flags: --dry-run: ends by itself"),
+        ({"dtcpc_flags": "--help"}, "dtcpc_flags: usage: "),
+        ({"dtcpc_flags": "--status"}, "dtcpc_flags: --check: does no more"),
+        ({"dtcpc_flags": "-d -l"}, "dtcpc_flags: -d: stays in the foreground"),
+        ({"dtcpc_flags": "-s /nowhere"}, "dtcpc_flags: -s: /nowhere: not an executable file"),
+        ({"dtcpc_flags": "other.example.org"}, "dtcpc_flags: unrecognized arguments"),
+        ({"dtcpc_fib": "x"}, "dtcpc_fib or dtcpc_flags: -F: 'x'"),
+        (
+            {"dtcpc_authfile": "/nowhere"},
+            "dtcpc_authfile: /nowhere: no such file; it needs mode 600, and a line "
+            f"{SERVER}:itojun:PASSWORD\n",
+        ),
+        ({"dtcpc_authfile": "/no where"}, 'dtcpc_authfile="/no where" is not the path of a file'),
+        (
+            {"dtcpc_username": "jun"},
+            "dtcpc_server, dtcpc_username or dtcpc_authfile: {auth}: "
+            f"has no line {SERVER}:jun:PASSWORD\n",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_the_name_of_the_variable(
@@ -235,34 +247,59 @@ def test_what_is_wrong_is_said_with_the_name_of_the_variable(
 ) -> None:
     dtcpc.configure(**GOOD | wrong)
     message = dtcpc.refuses("start")
-    assert said in message
+    assert message.startswith(said.replace("{auth}", str(dtcpc.auth)))
     # That line, and the one of rc.subr.
     assert message.endswith("failed precmd routine for dtcpc\n")
     assert message.count("\n") == 2
 
 
-@pytest.mark.parametrize("spoil", ["readable", "directory", "link", "missing"])
-def test_a_password_file_that_cannot_be_used_is_named(dtcpc: Service, spoil: str) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("readable", "readable by others; chmod 600 {auth}"),
+        ("directory", "not a regular file"),
+        ("link", "is a symbolic link"),
+        ("missing", "no such file; it needs mode 600, and a line {server}:itojun:PASSWORD"),
+        ("empty", "line 1 has an empty password"),
+    ],
+)
+def test_a_password_file_that_cannot_be_used_is_named(
+    dtcpc: Service, spoil: str, said: str
+) -> None:
     dtcpc.configure(**GOOD)
     if spoil == "readable":
         dtcpc.auth.chmod(0o640)
+    elif spoil == "empty":
+        dtcpc.auth.write_text(f"{SERVER}:itojun:\n")
     else:
         dtcpc.auth.unlink()
-    auth = dtcpc.auth.with_name("other")
     if spoil == "directory":
-        dtcpc.auth.mkdir()
+        dtcpc.auth.mkdir(mode=0o700)
     elif spoil == "link":
-        auth.write_text(AUTH)
-        auth.chmod(0o600)
-        dtcpc.auth.symlink_to(auth)
+        dtcpc.auth.symlink_to("elsewhere")
     try:
-        said = dtcpc.refuses("start")
+        message = dtcpc.refuses("start")
     finally:
-        auth.unlink(missing_ok=True)
         if spoil == "directory":
             dtcpc.auth.rmdir()
-    assert said.startswith(f"dtcpc_authfile: {dtcpc.auth} ")
-    assert ("is not there" if spoil == "missing" else f"chmod 600 {dtcpc.auth}") in said
+    why = said.format(auth=dtcpc.auth, server=SERVER)
+    assert message.startswith(f"dtcpc_authfile: {dtcpc.auth}: {why}\n")
+
+
+def test_without_a_file_named_it_is_that_of_the_manual(dtcpc: Service) -> None:
+    dtcpc.configure(**GOOD, dtcpc_authfile="", dtcpc_program=dtcpc.record_instead())
+    dtcpc.does("start")
+    assert "--auth-file" not in dtcpc.record.read_text()
+
+
+def test_what_is_not_about_rc_conf_is_said_as_it_is(dtcpc: Service) -> None:
+    program = dtcpc.record.with_name("broken")
+    program.write_text("#!/nowhere/python3.11\n")
+    program.chmod(0o755)
+    dtcpc.configure(**GOOD, dtcpc_program=str(program))
+    message = dtcpc.refuses("start")
+    assert str(program) in message.splitlines()[0]
+    assert "dtcpc_flags" not in message
 
 
 def test_a_profile_that_nobody_knows(dtcpc: Service) -> None:
@@ -306,6 +343,40 @@ def test_a_profile_can_be_switched_off(dtcpc: Service) -> None:
     said = dtcpc.does("start")
     assert "Starting dtcpc_home." in said
     assert "Cannot 'start' dtcpc_work. Set dtcpc_work_enable to YES" in said
+
+
+def test_enabled_is_answered_for_each_profile(dtcpc: Service) -> None:
+    dtcpc.configure(**GOOD, dtcpc_profiles="home work", dtcpc_work_enable="NO")
+    assert [dtcpc.run("enabled", *name).returncode for name in ((), ("home",), ("work",))] == [
+        *(0, 0, 1)
+    ]
+    dtcpc.configure(**GOOD | {"dtcpc_enable": "NO"})
+    assert dtcpc.run("enabled").returncode == 1
+
+
+@pytest.mark.parametrize(("release", "status"), [("15.1", 1), ("13.2", 0)])
+def test_status_of_what_is_not_enabled_is_that_of_the_release(
+    dtcpc: Service, release: str, status: int
+) -> None:
+    dtcpc.release = release
+    dtcpc.configure(**GOOD | {"dtcpc_enable": "NO"})
+    done = dtcpc.run("status")
+    assert (done.returncode, done.stderr) == (status, "")
+    refused = "Cannot 'status' dtcpc. Set dtcpc_enable to YES in /etc/rc.conf or use 'onestatus'"
+    expected = "dtcpc is not running.\n" if status else refused
+    assert done.stdout.startswith(expected)
+    assert dtcpc.run("onestatus").stdout == "dtcpc is not running.\n"
+
+
+@pytest.mark.parametrize("words", [(), ("nosuch",)])
+def test_a_verb_that_there_is_not_shows_those_that_there_are(
+    dtcpc: Service, words: tuple[str, ...]
+) -> None:
+    dtcpc.configure(**GOOD, dtcpc_profiles="home work")
+    done = dtcpc.run(*words)
+    assert done.returncode == 1
+    assert "Usage: " in done.stderr
+    assert {"reload", "status", "poll"} <= set(re.split(r"\W", done.stderr))
 
 
 # --- real tunnels -----------------------------------------------------------------------------
@@ -374,18 +445,19 @@ def test_a_restart_with_a_bad_rc_conf_stops_nothing(net: Internet, client: Servi
     client.does("start")
     running = client.commands()
     client.configure(**GOOD | {"dtcpc_flags": "-x"})
-    assert "dtcpc_flags: dtcpc: unrecognized arguments: -x" in client.refuses("restart")
+    assert "dtcpc_flags: unrecognized arguments: -x" in client.refuses("restart")
     assert client.commands() == running
     client.does("stop")
 
 
 @pytest.mark.lab
-def test_what_only_dtcpc_sees_stops_the_start_as_well(net: Internet, client: Service) -> None:
-    client.auth.write_text(f"{SERVER}:itojun:\n")
-    client.configure(**GOOD)
+def test_what_the_check_does_not_see_stops_the_start_as_well(
+    net: Internet, client: Service
+) -> None:
+    client.configure(**GOOD, dtcpc_flags="-t network -P em7/1 -l")
     done = client.run("start")
     assert done.returncode == 1
-    assert f"dtcpc: {client.auth}: line 1 has an empty password\n" in done.stderr
+    assert "dtcpc: -P: em7: no such interface\n" in done.stderr
     assert "failed to start dtcpc" in done.stderr
     assert not client.commands()
 
@@ -431,7 +503,7 @@ def test_two_profiles(net: Internet, client: Service) -> None:
         done = client.run("status")
         assert done.returncode == 1
         assert "dtcpc_home is not running.\ndtcpc_work is running" in done.stdout
-        assert client.run_file("env", "daily_status_dtcpc_enable=YES", daily).returncode == 2
+        assert client.run_file("env", "daily_status_dtcpc_enable=YES", daily).returncode == 3
         client.does("faststop")
     assert net.client.snapshot() == before
 
