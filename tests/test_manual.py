@@ -175,7 +175,7 @@ def test_the_default_files(page: str, files: set[str]) -> None:
 # Files and directories of FreeBSD itself, and two that an example of -f makes up.
 _NOT_OURS = {
     *("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/bin/sh", "/dev/null"),
-    *("/etc/pccard_ether", "/etc/rc.conf"),
+    *("/boot/kernel", "/etc/pccard_ether", "/etc/rc.conf"),
     *("/var/run/home.pid", "/var/run/home.state"),
 }
 
