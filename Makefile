@@ -63,7 +63,8 @@ do-extract:
 
 post-patch:
 	@cd ${WRKSRC} && ${REINPLACE_CMD} -e 's|/usr/local|${PREFIX}|g' \
-		${PROGRAMS:S|$|.py|} ${MANUALS:S|^|man/|} ${DOCUMENTS:S|^|docs/|}
+		${PROGRAMS:S|$|.py|} ${LIBRARY:S|^|lib/dtcp/|:S|$|.py|} \
+		${MANUALS:S|^|man/|} ${DOCUMENTS:S|^|docs/|}
 	@${REINPLACE_CMD} -e 's|%%PREFIX%%|${PREFIX}|g' -e 's|%%PYTHON_CMD%%|${PYTHON_CMD}|g' \
 		${WRKSRC}/etc/* ${WRKSRC}/rc.d/*
 
