@@ -381,7 +381,7 @@ def _settled(client: Program) -> bool:
 
 
 def test_a_command_that_hangs_does_not_keep_us(net: Internet) -> None:
-    _go_wrong(net, {"command": "ifconfig", "match": ["up"], "do": "hang"})
+    _go_wrong(net, {"command": "ifconfig", "match": ["gif0", "up"], "do": "hang"})
     with serve(net):
         before = net.client.snapshot()
         with login(net.client, "-t", "host") as client:
