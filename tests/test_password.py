@@ -264,8 +264,8 @@ class Terminal:
 
     @property
     def pid(self) -> int:
-        """The client itself."""
-        (pid,) = (
+        """The client itself, and not the process that speaks for it, which it starts."""
+        pid, _ = sorted(
             pid
             for pid, words in self._net.client.processes().items()
             if words.startswith(f"{CLIENT[0]} {CLIENT[1]}")
