@@ -501,8 +501,8 @@ class Client:
         pid = daemon.locked_by(self._options.pid_file)
         if pid is not None:
             raise Failure(
-                f"dtcpc is running as pid {pid}, and the server would end its tunnel for ours;"
-                " stop it first"
+                f"dtcpc is running as pid {pid or '?'}, and the server would end its tunnel for"
+                " ours; stop it first"
             )
         self._survey()
         secret = find_password(self._options)
@@ -534,7 +534,19 @@ class Client:
         if left is None:
             return
         self._log.notice(f"undoing what a killed dtcpc has left ({left.tunnel or left.mark})")
+        # A signal has it finished in a hurry, instead of half done.
+        told: list[int] = []
+
+        def finish(number: int, frame: object) -> None:
+            told.append(number)
+            self._system.hurry()
+
+        before = {n: signal.signal(n, finish) for n in (*daemon.ENDING, signal.SIGHUP)}
         failures = self._system.undo_left(left)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if told and not failures:
+            raise Stopped
         if failures:
             raise Failure(
                 f"what a killed dtcpc has left cannot be undone: {failures[0]}; mend that, and"
@@ -646,7 +658,7 @@ class Client:
         except plan.PlanError as error:
             self._give_up(str(error))
             raise Failure(str(error)) from None
-        except system.Interrupted:
+        except (system.Interrupted, LedgerError):
             self._is_down()
             raise
         except system.CommandFailed as failed:

@@ -15,13 +15,15 @@ def main() -> int:
     name = Path(sys.argv[0]).name
     faults = importlib.import_module("lab.freebsd.faults")
     store = importlib.import_module("lab.freebsd.store")
-    # Outside the lock: one that hangs must not keep the others from their work.
-    planned = faults.strike(name, sys.argv[1:])
-    if planned is not None:
-        return int(planned)
-    with store.lock():
-        module = importlib.import_module(f"lab.freebsd.{name}")
-        return int(module.main(sys.argv[1:]))
+
+    def work() -> int:
+        with store.lock():
+            module = importlib.import_module(f"lab.freebsd.{name}")
+            return int(module.main(sys.argv[1:]))
+
+    # What goes wrong does so outside the lock: one that hangs must not keep the others from
+    # their work.
+    return int(faults.strike(name, sys.argv[1:], work))
 
 
 if __name__ == "__main__":

@@ -143,7 +143,10 @@ class Signals:
 
 
 def locked_by(path: str) -> int | None:
-    """The pid in a pid file that its owner holds locked, as pidfile(3) has it; else None."""
+    """The pid in a pid file that its owner holds locked, as pidfile(3) has it; else None.
+
+    0: it is locked, and the pid not written yet.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -152,7 +155,7 @@ def locked_by(path: str) -> int | None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         text = os.pread(fd, 20, 0).strip()
-        return int(text) if text.isdigit() and int(text) > 1 else None
+        return int(text) if text.isdigit() and int(text) > 1 else 0
     finally:
         os.close(fd)
     return None

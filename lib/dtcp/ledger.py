@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import NamedTuple
 
 from dtcp import plan
@@ -38,6 +39,7 @@ class Ledger:
         self._tunnel: str | None = None
         self._mark = ""
         self._facts: dict[str, object] = {}
+        self._is_ours = False  # what is on disk is of our writing
 
     def record(self, undo: list[Words], tunnel: str | None, mark: str) -> None:
         """What is to be undone from here on, in that order.  Raises LedgerError."""
@@ -50,8 +52,11 @@ class Ledger:
         self._write()
 
     def close(self) -> None:
-        """Remove it, unless something is left that the next start has to undo."""
-        if not self._undo:
+        """Remove it, unless something is left that the next start has to undo.
+
+        What an earlier run has left, and nobody undid or could even read, stays as well.
+        """
+        if self._is_ours and not self._undo:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
 
@@ -60,6 +65,7 @@ class Ledger:
 
         text = json.dumps(
             {
+                "uptime": time.monotonic(),
                 "tunnel": self._tunnel,
                 "mark": self._mark,
                 "undo": self._undo,
@@ -76,6 +82,7 @@ class Ledger:
             with os.fdopen(os.open(new, flags, 0o600), "w") as file:
                 file.write(text)
             os.rename(new, self._path)
+            self._is_ours = True
         except OSError as error:
             raise LedgerError(f"{self._path}: {error.strerror}") from None
 
@@ -88,10 +95,13 @@ class Ledger:
     def left(self) -> Left | None:
         """What an earlier run left to undo, or None.  Raises LedgerError.
 
-        Only commands that a plan could have made are taken from it.
+        Only commands that a plan could have made are taken from it.  With a machine that has been
+        started anew all of it is gone, and what is there of the same name is somebody else's.
         """
         match self._load():
             case None | {"undo": []}:
+                return None
+            case {"uptime": float(uptime)} if uptime > time.monotonic():
                 return None
             case {"tunnel": str() | None as tunnel, "mark": str(mark), "undo": list(undo)}:
                 commands = tuple(

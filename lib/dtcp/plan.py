@@ -32,6 +32,8 @@ GROUP = "dtcp"  # the interface group (ifconfig(8)) by which our interfaces are 
 # Stands for the tunnel interface until its name is known: the kernel picks it, and ifconfig prints
 # it.  Spelled so that a printed plan can be pasted into sh(1).
 TUNNEL = "$IF"
+# The undo that takes an interface which is not of our making out of our group: the last of all.
+UNGROUP = ("ifconfig", TUNNEL, "-group", GROUP)
 # In an undo: each link-local address that the interface has by then, one command for each.
 LINK_LOCAL = "$LINK_LOCAL"
 # Not a command of the system: ends the daemon whose pid file is the next word, and waits for it.
@@ -68,7 +70,7 @@ class Step(NamedTuple):
     undo: tuple[Words, ...] = ()
     check: Check | None = None
     leave: tuple[Words, ...] | None = None  # in place of `undo` once the tunnel has been up
-    names_tunnel: bool = False  # the command prints the (new) name of the tunnel interface
+    names_tunnel: str = ""  # the command prints the (new) name of the tunnel interface, like this
     mark: str = ""  # the command makes the tunnel interface, and it is known by this
     limit: float | None = None  # seconds that the command may take, when not the usual ones
     input: str = ""  # what the command reads
@@ -271,12 +273,12 @@ def _interface(options: Options, existing: Interface | None, description: str) -
             leave=_restored(Interface(TUNNEL, groups=(GROUP,)), options.fib)
             if options.keep
             else None,
-            names_tunnel=not by_name,
+            names_tunnel="" if by_name else r"gif[0-9]+",
             mark=description,
         )
     ]
     if name is not None and not by_name:
-        steps.append(Step(_ifconfig(TUNNEL, "name", name), names_tunnel=True))
+        steps.append(Step(_ifconfig(TUNNEL, "name", name), names_tunnel=re.escape(name)))
     return steps
 
 
@@ -297,7 +299,7 @@ def _restored(was: Interface, fib: int | None) -> tuple[Words, ...]:
     if not was.description:
         commands.append(_ifconfig(TUNNEL, "-description"))
     if GROUP not in was.groups:
-        commands.append(_ifconfig(TUNNEL, "-group", GROUP))
+        commands.append(UNGROUP)
     return tuple(commands)
 
 
@@ -450,7 +452,7 @@ def _netgraph(
         Step(
             ("ngctl", "-f", "-"),
             undo=(("ngctl", "shutdown", node),),
-            names_tunnel=True,
+            names_tunnel=r"ng[0-9]+",
             mark=node,
             input="\n".join(
                 (
@@ -464,7 +466,8 @@ def _netgraph(
         ),
     ]
     if options.interface is not None:
-        steps.append(Step(_ifconfig(TUNNEL, "name", options.interface), names_tunnel=True))
+        name = options.interface
+        steps.append(Step(_ifconfig(TUNNEL, "name", name), names_tunnel=re.escape(name)))
     return [
         *steps,
         # An ng_iface has an MTU of 1500, which no tunnel can carry.

@@ -39,6 +39,9 @@ FAREWELL = 8.0  # seconds that rtadvd(8) lives on after SIGTERM, saying three ti
 # Where the commands are; behind the PATH we were started with, which may be none at all.
 _PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
 
+# route(8) refuses a route that is there already: then it is somebody else's.
+_TAKEN = re.compile(r"already in table|File exists")
+
 # An undo that fails with one of these has nothing left to undo.
 _GONE = re.compile(
     r"does not exist|not in table|has not been found|shutdown: No such file or directory"
@@ -123,22 +126,33 @@ class System:
 
     def _stop(self, words: Words) -> str:
         """End a daemon by its pid file (plan.STOP), and wait until it has gone."""
-        pid = daemon.locked_by(words[1])
-        if pid is None:
-            return ""  # it ended by itself, and the number may be somebody else's by now
-        self._log(f"kill {pid}")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-            end = time.monotonic() + FAREWELL
-            while time.monotonic() < min(end, (self._deadline or math.inf) - AFTER_FAREWELL):
-                os.kill(pid, 0)
-                time.sleep(0.05)
+        pid_file = words[1]
+        end = time.monotonic() + STARTING
+        while (pid := daemon.locked_by(pid_file)) == 0 and time.monotonic() < end:
+            time.sleep(0.02)  # it has only just begun
+        if pid:  # otherwise it ended by itself, and the number may be somebody else's by now
+            self._log(f"kill {pid}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+                end = time.monotonic() + FAREWELL
+                while time.monotonic() < min(end, (self._deadline or math.inf) - AFTER_FAREWELL):
+                    os.kill(pid, 0)
+                    time.sleep(0.05)
+                # One that heard us has given up its pid file, and may end its farewell in peace.
+                if daemon.locked_by(pid_file) == pid:
+                    self._log(f"kill -KILL {pid}")
+                    os.kill(pid, signal.SIGKILL)
+        if daemon.locked_by(pid_file) in (None, pid):
+            # It removes its files itself, unless it was killed.
+            for file in (pid_file, pid_file.removesuffix("pid") + "sock"):
+                with contextlib.suppress(OSError):
+                    os.unlink(file)
         return ""
 
     def _is_running(self, words: Words) -> str:
         """Wait until a daemon holds its pid file (plan.RUNNING): it writes it when it is ready."""
         end = time.monotonic() + STARTING
-        while daemon.locked_by(words[1]) is None:
+        while not daemon.locked_by(words[1]):
             if time.monotonic() > end:
                 return ""
             time.sleep(0.02)
@@ -185,7 +199,7 @@ class System:
                     _in=input or stack.enter_context(open(os.devnull, "rb")),
                     _env={"PATH": path, "LC_ALL": "C", **environment},
                 )
-            except (sh.ForkException, OSError) as error:
+            except (sh.ForkException, sh.CommandNotFound, OSError) as error:
                 raise CommandFailed(words, f"cannot be run: {error}") from None
             # Of sh's own ways to wait with a limit, `_timeout` costs 100 ms a call, wait(timeout)
             # 15 ms, and `_done` is sometimes never called (2.2.2 and 2.4.0).
@@ -284,22 +298,27 @@ class System:
         failures: list[CommandFailed] = []
         left: list[Step] = []
         been_up, self._been_up = self._been_up, False
-        self._ahead = 1 + sum(len(step.undo) for step in self.done)
-        if self.tunnel is None and any(step.mark for step in self.done):
-            # Killed or failed while it was made: whether it is there, its mark tells.
-            try:
-                self._find_ours()
-            except CommandFailed as blind:
+        self._ahead = 2 + sum(len(step.undo) for step in self.done)
+        mark = next((step.mark for step in self.done if step.mark), "")
+        try:
+            self._find_ours(mark, [words for step in self.done for words in step.undo])
+        except CommandFailed as blind:
+            # Not there is one thing, not seen another.  A name that we were told will do.
+            if mark and self.tunnel is None:
                 return [blind]
         while self.done:
             with contextlib.suppress(LedgerError):  # a full disk must not stop us here
                 self._record(left)
             step = self.done[-1]
             undo = step.leave if been_up and step.leave is not None else step.undo
-            failed = [failure for words in undo for failure in self._undo(words)]
-            failures += failed
-            if failed:
-                left.insert(0, step)
+            still: list[Words] = []
+            for words in undo:
+                failed = self._undo(words)
+                failures += failed
+                if failed:
+                    still.append(words)
+            if still:
+                left.insert(0, step._replace(undo=tuple(still), leave=None))
             self.done.pop()
         self.done = left
         if not left:
@@ -310,10 +329,12 @@ class System:
 
     def undo_left(self, left: Left) -> list[CommandFailed]:
         """Undo what an earlier run left, by its ledger; the failures."""
-        # An interface that was made is known by its mark, not by its name: the name may be
-        # somebody else's by now.
-        named = left.mark and not left.mark.endswith(":")  # a netgraph node's undo names the node
-        self.tunnel = self.marked(left.mark) if named else left.tunnel
+        self.tunnel = left.tunnel
+        self._ahead = 2 + len(left.undo)
+        try:
+            self._find_ours(left.mark, left.undo)
+        except CommandFailed as blind:
+            return [blind]
         failures = [failure for words in left.undo for failure in self._undo(words)]
         self.tunnel = None
         if not failures:
@@ -333,30 +354,38 @@ class System:
         except CommandFailed as failed:
             if step.names_tunnel or step.mark:
                 self.tunnel = None  # `down` finds it by its mark
-            elif failed.status and step.do[0] == "route":
-                # Refused outright, so not ours to take away: the route may be somebody else's.
-                self.done.pop()
+            elif step.do[0] == "route" and _TAKEN.search(failed.reason):
+                self.done.pop()  # not ours to take away
             raise
         if step.names_tunnel:
-            name = (out.split() or [""])[-1].strip('"')
-            if not plan.NAME.fullmatch(name):
-                self.tunnel = None
+            self.tunnel = _named(out, step.names_tunnel)
+            if self.tunnel is None:  # `down` finds it by its mark
                 raise CommandFailed(step.do, f"no name of an interface in its output: {out!a}")
-            self.tunnel = name
         elif step.mark:
             self.tunnel = step.do[1]
 
-    def _find_ours(self) -> None:
-        """Find the tunnel interface by its mark.  Not there: nothing of ours is.
+    def _find_ours(self, mark: str, undo: Iterable[Words]) -> None:
+        """See to it that `tunnel` is ours, or None.  Raises CommandFailed.
 
-        Raises CommandFailed.
+        By its name alone an interface is not known: somebody may have removed ours, and made
+        another under that name.  What is done to ours went away with it.
         """
-        create = next(step for step in self.done if step.mark)
-        if create.do[0] == "ngctl":
-            return  # its undo knows it by the mark
-        self.tunnel = self.marked(create.mark)
-        if self.tunnel is None:
-            self.done.clear()
+        if mark.endswith(":"):  # a netgraph node
+            try:
+                said = self.run(("ngctl", "msg", mark, "getifname"))
+            except CommandFailed as failed:
+                if "No such file or directory" not in failed.reason:
+                    raise
+                said = ""
+            self.tunnel = _named(said, plan.NAME.pattern)
+        elif mark:
+            shown = self.interface(self.tunnel) if self.tunnel else None
+            if shown is None or shown.description != mark:
+                self.tunnel = self.marked(mark)
+        elif self.tunnel and plan.UNGROUP in undo:  # not made by us, but put into our group
+            shown = self.interface(self.tunnel)
+            if shown is None or plan.GROUP not in shown.groups:
+                self.tunnel = None
 
     def mend(self) -> bool:
         """See that what can break by itself is whole, and mend it.  Raises CommandFailed.
@@ -390,7 +419,11 @@ class System:
             failures.append(failed)
         for command in commands:
             try:
-                self.run(command)
+                said = self.run(command)
+                if said.strip() and command[0] == "ifconfig":  # which has nothing to say to these
+                    raise CommandFailed(command, f"says {said.strip()!a:.60}")
+                if said.strip() and command[0] == "route" and not said.startswith("delete "):
+                    raise CommandFailed(command, f"says {said.strip()!a:.60}")
             except CommandFailed as failed:
                 failures.append(failed)
         return [failed for failed in failures if not _is_gone(failed)]
@@ -524,6 +557,14 @@ def _is_gone(failed: CommandFailed) -> bool:
     """Whether an undo failed because what it was to undo is not there any more."""
     no_address = failed.words[-1] == "-alias" and _NO_ADDRESS in failed.reason
     return no_address or _GONE.search(failed.reason) is not None
+
+
+def _named(said: str, pattern: str) -> str | None:
+    """The name of the interface that a command has printed: ifconfig(8) alone on its line,
+    ngctl(8) in quotes at the end of what it says.  None: it makes no sense.
+    """
+    found = re.fullmatch(rf"({pattern})\n|.*\"({pattern})\"\n", said, re.DOTALL)
+    return (found[1] or found[2]) if found else None
 
 
 def _path() -> str:

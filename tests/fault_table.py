@@ -1,0 +1,443 @@
+"""Every command of a plan fails once, in every way: `fault_table.py PLAN quick|hang [SHARE]`.
+
+Runs inside a host of the lab; tests/test_faults.py starts it.  The points are not listed anywhere:
+a plan is run once as it should be, and each command that this took, looks included, is a point.
+Then comes a run for each point and each fault, and after it the host must be as before.  On
+standard output: a line of JSON for each case that went wrong, and at last one with the counts.
+
+To be quick, the lab's commands run in the process that sh(1)'s namesake has forked, instead of in a
+Python of their own: their code is the same, and so is all of ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "lib")]
+
+import sh  # noqa: E402
+from dtcp import plan, system  # noqa: E402
+from dtcp.grant import Grant  # noqa: E402
+from dtcp.ledger import Ledger  # noqa: E402
+from dtcp.plan import Delegation, Options  # noqa: E402
+
+from lab.freebsd import faults, store  # noqa: E402
+
+GRANT = Grant(IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"))
+HOST = GRANT._replace(inner=IPv6Address("2001:db8:1::6"), peer=IPv6Address("2001:db8:1::5"))
+NETWORK = GRANT._replace(prefixes=(IPv6Network("2001:db8:3c3::/48"),))
+WHOLE = GRANT._replace(prefixes=(IPv6Network("2001:db8:3c3:1::/64"),))
+SERVER = HOST._replace(prefixes=NETWORK.prefixes).turned()._replace(local=GRANT.local)
+SERVER = SERVER._replace(remote=GRANT.remote)
+MARK = plan.mark("dtcpc", "itojun", "tunnel.example.org", 7)
+
+UDP = {"ports": (4028, 4028)}
+DIR = "/var/run"
+LIMIT = 1.0  # seconds for commands where one of them hangs
+
+
+class Case(NamedTuple):
+    """A plan, or with `then` the change from one to another."""
+
+    grant: Grant
+    options: Options = Options()
+    then: Grant | None = None
+    server: bool = False
+    prepare: tuple[str, ...] = ()  # commands of the administrator's, before
+
+
+def _p(*delegations: tuple[str, int, int | None, int], **options: Any) -> Options:
+    given = tuple(Delegation(*each) for each in delegations)
+    return Options(delegations=given, files=f"{DIR}/dtcpc", **options)
+
+
+ALONE = ("ifconfig em1 inet6 ifdisabled", "sysctl net.inet6.ip6.forwarding=1")
+OTHERS_DEFAULT = (
+    "ifconfig em0 inet6 2001:db8:f::7 prefixlen 64 alias",
+    "route -n add -inet6 default 2001:db8:f::1",
+)
+THERE = (
+    "ifconfig gif0 create mtu 1300 description mine",
+    "ifconfig gif0 tunnel 203.0.113.7 198.51.100.99",
+)
+CASES = {
+    "tunnelonly": Case(GRANT),
+    "host": Case(HOST),
+    "network": Case(NETWORK),
+    "-A": Case(
+        HOST, Options(addresses=(IPv6Interface("2001:db8::7/64"), IPv6Interface("fe80::7/64")))
+    ),
+    "-F": Case(HOST, Options(fib=1), prepare=("sysctl net.fibs=2",)),
+    "-i gif7 -m": Case(HOST, Options(interface="gif7", mtu=1400)),
+    "-i dtcp0": Case(HOST, Options(interface="dtcp0")),
+    "-R": Case(HOST, Options(destinations=tuple(map(IPv6Network, ("2001:db8::/32", "::5/128"))))),
+    "halves": Case(HOST, prepare=OTHERS_DEFAULT),
+    "-c": Case(HOST, Options(mtu=1400), prepare=("ifconfig gif0 create",)),
+    "-c -F, used before": Case(
+        HOST, Options(fib=1), prepare=(*THERE, "sysctl net.fibs=2", "ifconfig gif0 up")
+    ),
+    "-o": Case(HOST, Options(keep=True, mtu=1400)),
+    "-r solicit": Case(HOST, Options(solicit=True)),
+    "-P id": Case(NETWORK, _p(("em1", 1, 1, 64)), prepare=ALONE),
+    "-P EUI-64 -a": Case(NETWORK, _p(("em1", 1, None, 64), advertise=False), prepare=ALONE),
+    "-P several": Case(
+        NETWORK, _p(("em1", 1, 1, 64), ("em1", 2, 2, 128), ("em0", 3, 3, 64)), prepare=ALONE
+    ),
+    "-P /128": Case(NETWORK, _p(("em1", 1, 5, 128)), prepare=ALONE),
+    "-P whole": Case(WHOLE, _p(("em1", 0, 1, 64)), prepare=ALONE),
+    "-P, foreign rtadvd": Case(
+        NETWORK, _p(("em1", 1, 1, 64)), prepare=(*ALONE[1:], "rtadvd em1", "rtadvctl show")
+    ),
+    "-U": Case(HOST._replace(**UDP)),
+    "-U -n -i -F": Case(
+        NETWORK._replace(ports=(4028, 4999)),
+        Options(interface="dtcp0", fib=1),
+        prepare=("sysctl net.fibs=2",),
+    ),
+    "server": Case(SERVER, server=True),
+    "server, UDP": Case(SERVER._replace(**UDP), server=True),
+    "change of host": Case(HOST, then=HOST._replace(inner=IPv6Address("2001:db8:1::a"))),
+    "change of outer": Case(HOST, then=HOST._replace(remote=IPv4Address("192.0.2.9"))),
+    "change of prefix": Case(
+        NETWORK,
+        _p(("em1", 1, 1, 64)),
+        then=NETWORK._replace(prefixes=(IPv6Network("2001:db8:4c4::/48"),)),
+        prepare=ALONE,
+    ),
+}
+QUICK = ("exit1", "error-exit0", "garbage", "missing", "late")
+
+
+# --- running ----------------------------------------------------------------------------------
+
+_COMMAND = sh.Command
+_fault: str | None = None  # of the command that is about to run
+
+
+class Forked(_COMMAND):  # type: ignore[misc]
+    """A command of the lab that runs in the process which sh has forked for it."""
+
+    def __call__(self, *words: str, **options: Any) -> Any:
+        name = os.path.basename(self._path)
+        return super().__call__(*words, _preexec_fn=partial(_run, name, list(words)), **options)
+
+
+def _run(name: str, words: list[str]) -> NoReturn:
+    status = 70
+    try:
+        os.closerange(3, 256)  # on its end sh waits for the program to begin
+
+        def work() -> int:
+            with store.lock():
+                return int(MODULES[name].main(words))
+
+        status = faults.go_wrong(_fault, name, work) if _fault else work()
+        sys.stdout.flush()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+PATH = str(ROOT / "lab/freebsd/bin")
+MODULES = {name: importlib.import_module(f"lab.freebsd.{name}") for name in os.listdir(PATH)}
+
+
+class Runner:
+    """A System whose commands are counted, and one of which goes wrong."""
+
+    def __init__(self, at: int, fault: str, tunnel: str | None = None, files: str = DIR) -> None:
+        self.ran: list[str] = []
+        self.ledger = Ledger(f"{files}/dtcpc.state")
+        self.system = system.System(self._about_to_run, self.ledger, tunnel)
+        self._at, self._fault = at, fault
+
+    def _about_to_run(self, line: str) -> None:
+        global _fault
+        due = len(self.ran) == self._at
+        self.ran.append(line)
+        os.environ["PATH"] = "/nowhere" if due and self._fault == "missing" else PATH
+        _fault = self._fault if due else None
+
+    def clear(self) -> None:
+        """Nothing goes wrong any more."""
+        global _fault
+        self._at, _fault = -1, None
+        os.environ["PATH"] = PATH
+
+    @property
+    def struck(self) -> str:
+        return self.ran[self._at]
+
+
+class Bench:
+    """The host, and what a case comes to on it."""
+
+    def __init__(self, case: Case, name: str) -> None:
+        self.case = case
+        host = system.System(lambda line: None)
+        self.existing = host.interface("gif0") if name.startswith("-c") else None
+        lan = [
+            found
+            for each in dict.fromkeys(d.interface for d in case.options.delegations)
+            if (found := host.interface(each)) is not None
+        ]
+        surveyed = plan.Host(
+            self.existing,
+            default_route=host.default_route(case.options.fib),
+            lan=tuple(lan),
+            advertised=host.advertised() if lan else (),
+        )
+        options = case.options._replace(node="dtcpc7")
+        if case.server:
+            self.steps = plan.server(case.grant, MARK, "dtcps7u4028")
+        else:
+            self.steps = plan.client(case.grant, options, surveyed, MARK)
+        self.then = plan.client(case.then, options, surveyed, MARK) if case.then else None
+        self.before = state()
+
+    def runner(self, at: int = -1, fault: str = "") -> Runner:
+        return Runner(at, fault, self.existing.name if self.existing else None)
+
+    def up(self, runner: Runner) -> None:
+        runner.system.up(self.steps)
+
+    def after_keeping(self) -> None:
+        """Take the interface away that -o leaves."""
+        if self.case.options.keep:
+            subprocess.run(["ifconfig", "gif0", "destroy"], capture_output=True)
+
+
+def state() -> dict[str, object]:
+    """What is compared after each case: the model, the files, the processes."""
+    kept = vars(store.load())
+    interfaces = {
+        name: {k: repr(v) for k, v in vars(each).items() if not k.startswith("relay")}
+        for name, each in kept["interfaces"].items()
+    }
+    try:
+        graph = json.loads((store.HERE / "netgraph.json").read_text())["nodes"]
+    except FileNotFoundError:
+        graph = []
+    net = os.readlink("/proc/self/ns/net")
+    processes = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{pid}/ns/net") == net and int(pid) != os.getpid():
+                processes.append(Path(f"/proc/{pid}/cmdline").read_bytes().decode())
+        except OSError:
+            pass  # it has just ended
+    return {
+        "interfaces": interfaces,
+        "routes": sorted(map(repr, kept["routes"])),
+        "settings": kept["sysctl"],
+        "netgraph": graph,
+        "files": sorted(f for f in os.listdir(DIR) if f != "freebsd"),
+        "processes": sorted(p for p in processes if p),
+    }
+
+
+def differs(was: dict[str, object], now: dict[str, object]) -> list[str]:
+    def flat(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [f"{key}: {line}" for key in value for line in flat(value[key])]
+        return [f"{each}" for each in value] if isinstance(value, list) else [f"{value}"]
+
+    before, after = flat(was), flat(now)
+    gone = [f"gone: {line}" for line in before if line not in after]
+    return gone + [f"new: {line}" for line in after if line not in before]
+
+
+def settled(was: dict[str, object]) -> list[str]:
+    """What differs, when the last processes have had the time to go."""
+    for _ in range(200):
+        found = differs(was, state())
+        if not found or not all(line.startswith(("gone: processes", "new: processes")) for line in found):
+            break
+        subprocess.run(["sleep", "0.02"])
+    return found
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def cases(bench: Bench, kinds: tuple[str, ...], share: int) -> Iterator[tuple[str, list[str]]]:
+    """Each case: its name, and what is wrong after it."""
+    clean = bench.runner()
+    bench.up(clean)
+    made, is_up = len(clean.ran), state()
+    if bench.then:
+        clean.system.change(bench.then)
+        changed, is_changed = clean.ran[made:], state()
+        clean.system.change(bench.steps)
+        yield "to and fro", settled(is_up)
+    taken = len(clean.ran)
+    failures = clean.system.down()
+    clean.ledger.close()
+    yield "as it should be", [*map(str, failures), *kept(bench)]
+    if bench.then:
+        for at, line in enumerate(changed):
+            for kind in kinds:
+                wrong = rise(bench, made + at, kind, is_changed)
+                yield f"change, {kind}: {line}", wrong
+        return
+    for at, line in enumerate(clean.ran[:made]):
+        # What comes of a look that fails is the same whatever the way.
+        for kind in kinds if not is_look(line) else (kinds[at % len(kinds)],):
+            yield f"up, {kind}: {line}", rise(bench, at, kind, is_up)
+    if "exit1" in kinds:
+        for at in range(len(bench.steps)):
+            for kind in ("told to stop", "no ledger"):
+                yield f"up, {kind} before step {at}", interrupted(bench, at, kind)
+    for at, line in enumerate(clean.ran[taken:]):
+        for number, kind in enumerate(kinds):
+            # Not every way each time: a bring-up and two take-downs cost the most.
+            if (at + number) % share == 0:
+                yield f"down, {kind}: {line}", down(bench, made, at, kind, clean.ran[taken:])
+
+
+def kept(bench: Bench) -> list[str]:
+    bench.after_keeping()
+    return settled(bench.before)
+
+
+def is_look(line: str) -> bool:
+    """Whether a command changes nothing."""
+    return bool(re.match(r"ifconfig (-g )?\S+$|route -n get |ngctl msg \S+ get", line))
+
+
+def rise(bench: Bench, at: int, kind: str, is_up: dict[str, object]) -> list[str]:
+    """A bring-up, and the change if there is one, in which a command fails."""
+    runner = bench.runner(at, kind)
+    wrong = []
+    try:
+        bench.up(runner)
+        if bench.then:
+            runner.system.change(bench.then)
+    except system.CommandFailed as failed:
+        wrong += says(failed, runner, kind)
+        wrong += [f"undone badly: {each}" for each in failed.undone_badly]
+    else:
+        # Nonsense in place of what had been done already: then all is as it should be.
+        if kind != "garbage":
+            wrong.append("nothing was noticed")
+        wrong += [f"though up, {each}" for each in settled(is_up)]
+        wrong += map(str, runner.system.down())
+        bench.after_keeping()
+    runner.ledger.close()
+    return wrong + settled(bench.before)
+
+
+def says(failed: system.CommandFailed, runner: Runner, kind: str) -> list[str]:
+    """What is wrong with what is said of a failure: it is one line with the command and why."""
+    text = str(failed)
+    why = {
+        "exit1": faults.MESSAGE,
+        "late": faults.MESSAGE,
+        "error-exit0": faults.MESSAGE,
+        "missing": "no such command in /nowhere",
+        "hang": "did not end in",
+        "garbage": "",
+    }[kind]
+    wrong = [] if text.count("\n") == 0 and text.isprintable() else [f"says {text!r}"]
+    if kind != "garbage" and not text.startswith(f"{runner.struck}: {why}"):
+        wrong.append(f"says {text!r} of {runner.struck!r}")
+    return wrong
+
+
+def interrupted(bench: Bench, at: int, kind: str) -> list[str]:
+    runner = bench.runner()
+    asked = itertools.count()
+    broken = f"{DIR}/dtcpc.state.new"
+
+    def stop() -> bool:
+        if next(asked) == at:
+            if kind == "told to stop":
+                return True
+            os.mkdir(broken)
+        return False
+
+    wrong = []
+    try:
+        runner.system.up(bench.steps, stop)
+        wrong.append("nothing was noticed")
+    except (system.Interrupted, system.LedgerError):
+        pass
+    if kind == "no ledger":
+        os.rmdir(broken)
+    runner.system.down()
+    runner.ledger.close()
+    if os.path.exists(f"{DIR}/dtcpc.state"):
+        # It could not be written when all had been undone; the next start finds nothing to undo.
+        wrong += next_start()
+    return wrong + settled(bench.before)
+
+
+def next_start() -> list[str]:
+    """What a start finds, and undoes: whether something of it fails."""
+    ledger = Ledger(f"{DIR}/dtcpc.state")
+    left = ledger.left()
+    host = system.System(lambda line: None, ledger)
+    failures = host.undo_left(left) if left else []
+    if not left:
+        ledger.record([], None, "")
+    ledger.close()
+    return list(map(str, failures))
+
+
+def down(bench: Bench, made: int, at: int, kind: str, ran: list[str]) -> list[str]:
+    runner = bench.runner(made + at, kind)
+    bench.up(runner)
+    failures = runner.system.down()
+    undos = [line for line in ran if not is_look(line)]
+    wrong = [f"not tried: {line}" for line in undos if line not in runner.ran[made:]]
+    struck = [str(failure).startswith(runner.struck) for failure in failures]
+    if not is_look(ran[at]) and struck != [True]:
+        wrong.append(f"said: {list(map(str, failures))}")
+    runner.clear()
+    # What is left, the same instance undoes or the next.
+    if at % 2:
+        wrong += map(str, runner.system.down())
+        runner.ledger.close()
+    else:
+        runner.ledger.close()
+        if os.path.exists(f"{DIR}/dtcpc.state"):
+            wrong += next_start()
+    bench.after_keeping()
+    return wrong + settled(bench.before)
+
+
+def main(name: str, what: str, share: str) -> None:
+    case = CASES[name]
+    sh.Command = Forked
+    system._PATH = "/nowhere"  # Linux has some of these names as well
+    os.environ["PATH"] = PATH
+    kinds = QUICK
+    if what == "hang":
+        kinds = ("hang",)
+        system.LIMIT, plan.RTSOL_TIME = LIMIT, 3.0
+    bench = Bench(case, name)
+    counts = 0
+    for told, wrong in cases(bench, kinds, int(share)):
+        counts += 1
+        if wrong:
+            print(json.dumps([told, wrong]), flush=True)
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
