@@ -42,10 +42,10 @@ def strike(command: str, arguments: list[str], work: Callable[[], int]) -> int:
 
 def _due(command: str, arguments: list[str]) -> dict[str, Any] | None:
     try:
-        file = open(FILE, "r+")
+        descriptor = os.open(FILE, os.O_RDWR)
     except (FileNotFoundError, PermissionError):
         return None
-    with file:
+    with os.fdopen(descriptor, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         rules = json.load(file)
         fit = [

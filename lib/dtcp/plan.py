@@ -252,7 +252,7 @@ def _interface(options: Options, existing: Interface | None, description: str) -
         settings += ("fib", options.fib)
     # 13.2 exits 0 when there is no such FIB.
     fib_shown = (f"fib: {options.fib}",) if options.fib else ()
-    shows = Check(_ifconfig(TUNNEL), shows=(f"mtu {options.mtu}", *fib_shown))
+    shows = Check(_ifconfig(TUNNEL), shows=(f"mtu {options.mtu}", GROUP, *fib_shown))
     if existing is not None:
         if existing.description:  # the administrator's: it stays
             settings = settings[:2] + settings[4:]

@@ -301,10 +301,11 @@ class System:
         self._ahead = 2 + sum(len(step.undo) for step in self.done)
         mark = next((step.mark for step in self.done if step.mark), "")
         try:
-            self._find_ours(mark, [words for step in self.done for words in step.undo])
+            if been_up or (mark and self.tunnel is None):
+                self._find_ours(mark, [words for step in self.done for words in step.undo])
         except CommandFailed as blind:
-            # Not there is one thing, not seen another.  A name that we were told will do.
-            if mark and self.tunnel is None:
+            # Not there is one thing, not seen another.  A name that we know will do.
+            if self.tunnel is None:
                 return [blind]
         while self.done:
             with contextlib.suppress(LedgerError):  # a full disk must not stop us here
@@ -382,7 +383,7 @@ class System:
             shown = self.interface(self.tunnel) if self.tunnel else None
             if shown is None or shown.description != mark:
                 self.tunnel = self.marked(mark)
-        elif self.tunnel and plan.UNGROUP in undo:  # not made by us, but put into our group
+        elif self.tunnel and plan.UNGROUP in undo:  # not made by us, but in our group since
             shown = self.interface(self.tunnel)
             if shown is None or plan.GROUP not in shown.groups:
                 self.tunnel = None
@@ -466,11 +467,19 @@ class System:
     def interface(self, name: str) -> Interface | None:
         """The interface of that name, or None."""
         try:
-            return _interface(name, self.run(("ifconfig", name)))
+            return _interface(name, self._shown(name))
         except CommandFailed as failed:
             if "does not exist" in failed.reason:
                 return None
             raise
+
+    def _shown(self, name: str) -> str:
+        """What ifconfig(8) shows of an interface.  Raises CommandFailed."""
+        words = ("ifconfig", name)
+        shown = self.run(words)
+        if not shown.startswith(f"{name}: flags="):
+            raise CommandFailed(words, f"says {shown.strip()!a:.60}")
+        return shown
 
     def ours(self) -> list[Interface]:
         """The interfaces in our group (plan.GROUP), whoever put them there."""
@@ -549,8 +558,7 @@ class System:
         )
 
     def _link_locals(self, interface: str) -> list[str]:
-        shown = self.run(("ifconfig", interface))
-        return re.findall(r"^\s+inet6 (fe80:\S+)", shown, re.MULTILINE)
+        return re.findall(r"^\s+inet6 (fe80:\S+)", self._shown(interface), re.MULTILINE)
 
 
 def _is_gone(failed: CommandFailed) -> bool:
