@@ -1,4 +1,4 @@
-"""Every command of a plan fails once, in every way: `fault_table.py PLAN quick|hang [SHARE]`.
+"""Every command of a plan fails once, in every way: `fault_table.py PLAN quick|hang|kill`.
 
 Runs inside a host of the lab; tests/test_faults.py starts it.  The points are not listed anywhere:
 a plan is run once as it should be, and each command that this took, looks included, is a point.
@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "lib")]
 import sh  # noqa: E402
 from dtcp import plan, system  # noqa: E402
 from dtcp.grant import Grant  # noqa: E402
-from dtcp.ledger import Ledger  # noqa: E402
+from dtcp.ledger import Ledger, LedgerError  # noqa: E402
 from dtcp.plan import Delegation, Options  # noqa: E402
 
 from lab.freebsd import faults, store  # noqa: E402
@@ -44,8 +44,9 @@ SERVER = HOST._replace(prefixes=NETWORK.prefixes).turned()._replace(local=GRANT.
 SERVER = SERVER._replace(remote=GRANT.remote)
 MARK = plan.mark("dtcpc", "itojun", "tunnel.example.org", 7)
 
-UDP = {"ports": (4028, 4028)}
+UDP = (4028, 4028)
 DIR = "/var/run"
+PID_FILE = f"{DIR}/killed.pid"
 LIMIT = 1.0  # seconds for commands where one of them hangs
 
 
@@ -101,14 +102,14 @@ CASES = {
     "-P, foreign rtadvd": Case(
         NETWORK, _p(("em1", 1, 1, 64)), prepare=(*ALONE[1:], "rtadvd em1", "rtadvctl show")
     ),
-    "-U": Case(HOST._replace(**UDP)),
+    "-U": Case(HOST._replace(ports=UDP)),
     "-U -n -i -F": Case(
         NETWORK._replace(ports=(4028, 4999)),
         Options(interface="dtcp0", fib=1),
         prepare=("sysctl net.fibs=2",),
     ),
     "server": Case(SERVER, server=True),
-    "server, UDP": Case(SERVER._replace(**UDP), server=True),
+    "server, UDP": Case(SERVER._replace(ports=UDP), server=True),
     "change of host": Case(HOST, then=HOST._replace(inner=IPv6Address("2001:db8:1::a"))),
     "change of outer": Case(HOST, then=HOST._replace(remote=IPv4Address("192.0.2.9"))),
     "change of prefix": Case(
@@ -118,7 +119,13 @@ CASES = {
         prepare=ALONE,
     ),
 }
-QUICK = ("exit1", "error-exit0", "garbage", "missing", "late")
+# By what they cost: hangs can wait side by side with others.
+KINDS = {
+    "quick": ("exit1", "error-exit0", "garbage", "missing", "late"),
+    "hang": ("hang",),
+    "kill": ("kill", "kill-late"),
+}
+SHARE = 5  # of the faults of an undo, one
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -127,7 +134,7 @@ _COMMAND = sh.Command
 _fault: str | None = None  # of the command that is about to run
 
 
-class Forked(_COMMAND):  # type: ignore[misc]
+class Forked(_COMMAND):
     """A command of the lab that runs in the process which sh has forked for it."""
 
     def __call__(self, *words: str, **options: Any) -> Any:
@@ -144,7 +151,7 @@ def _run(name: str, words: list[str]) -> NoReturn:
             with store.lock():
                 return int(MODULES[name].main(words))
 
-        status = faults.go_wrong(_fault, name, work) if _fault else work()
+        status = faults.go_wrong(_fault, name, work, PID_FILE) if _fault else work()
         sys.stdout.flush()
     except SystemExit as ended:
         status = int(ended.code or 0)
@@ -279,7 +286,7 @@ def settled(was: dict[str, object]) -> list[str]:
 # --- the table --------------------------------------------------------------------------------
 
 
-def cases(bench: Bench, kinds: tuple[str, ...], share: int) -> Iterator[tuple[str, list[str]]]:
+def cases(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     """Each case: its name, and what is wrong after it."""
     clean = bench.runner()
     bench.up(clean)
@@ -312,7 +319,7 @@ def cases(bench: Bench, kinds: tuple[str, ...], share: int) -> Iterator[tuple[st
             continue  # no command of the system: tests/test_faults.py
         for number, kind in enumerate(kinds):
             # Not every way each time: a bring-up and two take-downs cost the most.
-            if (at + number) % share == 0:
+            if (at + number) % SHARE == 0 or len(kinds) == 1:
                 yield f"down, {kind}: {line}", down(bench, made, at, kind, clean.ran[taken:])
 
 
@@ -381,7 +388,7 @@ def interrupted(bench: Bench, at: int, kind: str) -> list[str]:
     try:
         runner.system.up(bench.steps, stop)
         wrong.append("nothing was noticed")
-    except (system.Interrupted, system.LedgerError):
+    except (system.Interrupted, LedgerError):
         pass
     if kind == "no ledger":
         os.rmdir(broken)
@@ -431,18 +438,49 @@ def down(bench: Bench, made: int, at: int, kind: str, ran: list[str]) -> list[st
     return wrong + settled(bench.before)
 
 
-def main(name: str, what: str, share: str = "5") -> None:
-    case = CASES[name]
-    sh.Command = Forked
+def kills(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """We are killed in each command of a bring-up, a change and a take-down."""
+    clean = bench.runner()
+    live(bench, clean)
+    clean.ledger.close()
+    yield "as it should be", kept(bench)
+    for at, line in enumerate(clean.ran):
+        if not is_look(line):
+            # After one command or before the next: nearly the same, so turn by turn.
+            kind = kinds[at % len(kinds)]
+            yield f"{kind}: {line}", killed(bench, at, kind)
+
+
+def live(bench: Bench, runner: Runner) -> None:
+    bench.up(runner)
+    if bench.then:
+        runner.system.change(bench.then)
+    runner.system.down()
+
+
+def killed(bench: Bench, at: int, kind: str) -> list[str]:
+    child = os.fork()
+    if not child:
+        Path(PID_FILE).write_text(f"{os.getpid()}\n")
+        live(bench, bench.runner(at, kind))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    os.unlink(PID_FILE)
+    wrong = [] if os.WIFSIGNALED(status) else [f"ended with {status}"]
+    wrong += next_start()
+    bench.after_keeping()
+    return wrong + settled(bench.before)
+
+
+def main(name: str, what: str) -> None:
     system._PATH = "/nowhere"  # Linux has some of these names as well
     os.environ["PATH"] = PATH
-    kinds = QUICK
+    sh.Command = Forked  # type: ignore[misc, assignment]
     if what == "hang":
-        kinds = ("hang",)
         system.LIMIT, plan.RTSOL_TIME = LIMIT, 3.0
-    bench = Bench(case, name)
+    bench = Bench(CASES[name], name)
     counts = 0
-    for told, wrong in cases(bench, kinds, int(share)):
+    for told, wrong in (kills if what == "kill" else cases)(bench, KINDS[what]):
         counts += 1
         if wrong:
             print(json.dumps([told, wrong]), flush=True)
@@ -450,4 +488,4 @@ def main(name: str, what: str, share: str = "5") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -113,12 +114,12 @@ class Talker:
         self.process.communicate()
 
 
-def serve(net: Internet) -> Program:
+def serve(net: Internet, *words: str) -> Program:
     """A dtcps on the server, ready for clients; the client knows its password."""
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
     net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
     net.server.write("/usr/local/etc/dtcps.routes", f"itojun {DELEGATED}\n", 0o644)
-    server = Program(net.server, "dtcps", "-d", PREFIX)
+    server = Program(net.server, "dtcps", "-d", *words, PREFIX)
     server.wait_for("listening")
     return server
 
@@ -126,6 +127,11 @@ def serve(net: Internet) -> Program:
 def login(host: Host, *words: str) -> Program:
     """A dtcpc on `host` that logs in as itojun."""
     return Program(host, "dtcpc", "-d", "-u", "itojun", *words, SERVER)
+
+
+def go_wrong(net: Internet, *rules: dict[str, object]) -> None:
+    """Let commands on the client go wrong: see lab/freebsd/faults.py."""
+    net.client.write("/run/freebsd/faults", json.dumps(rules))
 
 
 def ping(host: Host, address: str = FAR) -> bool:

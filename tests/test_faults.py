@@ -14,12 +14,12 @@ from lab.host import Host
 from lab.internet import Internet
 from lab.snapshot import difference
 from tests.fault_table import CASES
-from tests.running import ROOT, login, serve
+from tests.running import ROOT
 
 pytestmark = pytest.mark.lab
 
 # Cases of each plan, hangs apart and hangs: with fewer the table has shrunk.
-LEAST = {name: (1, 1) for name in CASES}
+LEAST = dict.fromkeys(CASES, (1, 1))
 
 
 class Table(NamedTuple):
@@ -39,7 +39,7 @@ def _prepare(net: Internet, plan: str) -> None:
         net.client.run(line.split())
     if CASES[plan].options.solicit:
         net.client.write("/run/freebsd/rtsol-seconds", "1\n")
-        net.server.run("ifconfig gif0 create tunnel 192.0.2.1 203.0.113.7".split())
+        net.server.run(["ifconfig", "gif0", "create", "tunnel", "192.0.2.1", "203.0.113.7"])
         words = [sys.executable, str(ROOT / "tests/answering.py")]
         router = net.server.popen(words, stdout=subprocess.PIPE)
         assert router.stdout is not None

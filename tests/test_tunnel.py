@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import sys
@@ -16,7 +15,6 @@ from tests.running import (
     FAR,
     ROOT,
     SERVER,
-    Program,
     Talker,
     login,
     ping,
@@ -243,23 +241,6 @@ def test_a_fib_of_its_own(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
-def test_what_a_killed_instance_left_is_cleared(net: Internet) -> None:
-    with serve(net) as server:
-        before = net.client.snapshot()
-        with login(net.client, "-t", "network") as client:
-            client.wait_for("up after")
-            client.send(signal.SIGKILL)
-            assert client.status() == -signal.SIGKILL
-        server.wait_for("itojun: down")
-        with login(net.client, "-t", "host") as client:
-            client.wait_for("undoing what a killed dtcpc has left")
-            client.wait_for("up after")
-            assert net.client.run(["ifconfig", "-l"]).stdout.split()[-1] == "gif0"
-            assert ping(net.client)
-            assert client.end() == 0
-        assert difference(before, net.client.snapshot()) == []
-
-
 def test_a_refused_outer_pair_is_noticed_and_rolled_back(net: Internet) -> None:
     """ifconfig exits 0 when the kernel refuses the pair, because another gif has it."""
     net.client.run(["ifconfig", "gif0", "create", "tunnel", "203.0.113.7", "192.0.2.1"])
@@ -342,52 +323,6 @@ def test_an_interface_that_cannot_be_had_is_told_before_anything_is_sent(net: In
                 assert client.status() == 1
                 assert client.lines[-1] == f"dtcpc: {message}"
         assert capture.packets == []
-
-
-@pytest.mark.parametrize(
-    ("release", "fault"),
-    [("15.1", "exit1"), ("13.2", "error-exit0"), ("15.1", "garbage")],
-    indirect=["release"],
-)
-def test_whatever_step_fails_the_host_is_as_it_was(net: Internet, fault: str) -> None:
-    """Every command of a network tunnel goes wrong once."""
-    with serve(net):
-        with login(net.client, "-t", "network", "-A", INSIDE) as client:
-            client.wait_for("up after")
-            assert client.end() == 0
-            up = client.lines.index(client.wait_for("up after"))
-            ran = [line.split()[2:] for line in client.lines[:up] if "dtcpc: # " in line]
-        commands = [words for words in ran if words[0] in ("ifconfig", "route")]
-        assert len(commands) > 8
-        before = net.client.snapshot()
-        for number, (command, *_) in enumerate(commands):
-            nth = [words[0] for words in commands[: number + 1]].count(command)
-            _go_wrong(net, {"command": command, "nth": nth, "do": fault})
-            with login(net.client, "-t", "network", "-A", INSIDE) as client:
-                wait_until("up or ended", lambda: _settled(client))
-                status = client.status() if client.ended else client.end()
-            # A command that only looks, and lies about it, may do no harm.
-            assert status in (0, 1), client.lines
-            assert difference(before, net.client.snapshot()) == [], (fault, commands[number])
-
-
-def _go_wrong(net: Internet, fault: dict[str, object]) -> None:
-    """Let one command on the client go wrong: see lab/freebsd/faults.py."""
-    net.client.write("/run/freebsd/faults", json.dumps([fault]))
-
-
-def _settled(client: Program) -> bool:
-    return any("up after" in line for line in client.lines) or client.ended
-
-
-def test_a_command_that_hangs_does_not_keep_us(net: Internet) -> None:
-    _go_wrong(net, {"command": "ifconfig", "match": ["gif0", "up"], "do": "hang"})
-    with serve(net):
-        before = net.client.snapshot()
-        with login(net.client, "-t", "host") as client:
-            client.wait_for("ifconfig gif0 up")
-            assert client.end() == 0  # within LIMIT of tests.running; the command never ends
-        assert difference(before, net.client.snapshot()) == []
 
 
 def test_the_delegated_prefix_does_not_bounce(net: Internet) -> None:

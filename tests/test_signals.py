@@ -1,0 +1,239 @@
+"""Signals in every state of the client: it ends in time, and leaves host and terminal as before."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pexpect
+import pytest
+
+from lab.internet import Internet
+from lab.snapshot import difference
+from tests.running import ROOT, SERVER, Program, go_wrong, login, serve, wait_until
+
+pytestmark = pytest.mark.lab
+
+IN_TIME = 10.0  # seconds, by the manual
+GREETING = f"+OK {'0123456789ABCDEF' * 2} hello\r\n"
+
+# Those that end it and the one that does not; once and twice.
+SENT = [
+    *([number] * times for number in (signal.SIGTERM, signal.SIGINT) for times in (1, 2)),
+    *([signal.SIGHUP] * times + [signal.SIGTERM] for times in (1, 2)),
+]
+
+
+def _drop(net: Internet, rule: str) -> None:
+    net.server.run(
+        ["nft", f"table ip t {{ chain c {{ type filter hook input priority 0; {rule} }}}}"]
+    )
+
+
+@contextmanager
+def _resolving(net: Internet) -> Iterator[Program]:
+    _drop(net, "udp dport 53 drop")
+    script = """
+        echo "hosts: dns" >/etc/nsswitch.conf
+        echo "nameserver 192.0.2.1" >/etc/resolv.conf
+        """
+    net.client.run(["sh", "-c", script])
+    with net.router.capture("eth0", "udp port 53") as asked, login(net.client, "-l") as client:
+        asked.wait(1)
+        yield client
+
+
+@contextmanager
+def _connecting(net: Internet) -> Iterator[Program]:
+    _drop(net, "tcp dport 20200 drop")
+    with net.router.capture("eth0", "tcp") as asked, login(net.client, "-l") as client:
+        asked.wait(1)
+        yield client
+
+
+@contextmanager
+def _playing(net: Internet, *scene: list[str]) -> Iterator[Program]:
+    with Program(net.server, "tests/servers", "hostile", json.dumps({"20200": scene})) as server:
+        server.wait_for("^ready$")
+        with login(net.client, "-l", "-t", "host") as client:
+            client.wait_for("logging in")
+            if scene[0] != ["silent"]:
+                server.wait_for("heard")
+            yield client
+
+
+@contextmanager
+def _backing_off(net: Internet) -> Iterator[Program]:
+    with login(net.client, "-l", "-t", "host") as client:
+        client.wait_for("trying again in [12] s")
+        yield client
+
+
+@contextmanager
+def _up(net: Internet) -> Iterator[Program]:
+    with serve(net), login(net.client, "-l", "-t", "host") as client:
+        client.wait_for("up after")
+        client.wait_for("route -n monitor")
+        yield client
+
+
+@contextmanager
+def _reconnecting(net: Internet) -> Iterator[Program]:
+    with serve(net) as server, login(net.client, "-l", "-t", "host") as client:
+        client.wait_for("up after")
+        server.end()
+        client.wait_for("Connection refused; trying again in [12] s")
+        yield client
+
+
+STATES: dict[str, Callable[[Internet], AbstractContextManager[Program]]] = {
+    "resolving": _resolving,
+    "connecting": _connecting,
+    "waiting for the greeting": lambda net: _playing(net, ["silent"]),
+    "waiting for the grant": lambda net: _playing(net, ["say", GREETING], ["hear"], ["silent"]),
+    "backing off": _backing_off,
+    "up": _up,
+    "reconnecting": _reconnecting,
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "release"),
+    [(state, ("15.1", "13.2")[number % 2]) for number, state in enumerate(STATES)],
+    indirect=["release"],
+)
+def test_it_ends_in_time_and_leaves_nothing(net: Internet, state: str) -> None:
+    serve(net).end()  # for its files
+    etc = {name: net.client.read(f"/etc/{name}") for name in ("nsswitch.conf", "resolv.conf")}
+    before = net.client.snapshot()
+    for numbers in SENT:
+        with STATES[state](net) as client:
+            for number in numbers:
+                if not client.ended:
+                    client.send(number)
+            assert client.status(IN_TIME) == 0, (numbers, client.lines)
+            assert not any("Traceback" in line for line in client.lines)
+        assert difference(before, net.client.snapshot()) == [], numbers
+        net.server.run(["sh", "-c", "nft delete table ip t 2>/dev/null || true"])
+        for name, text in etc.items():
+            net.client.run(["sh", "-c", f"cat >/etc/{name}"], input=text)
+
+
+@pytest.mark.parametrize("state", ["backing off", "up"])
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_hup_means_log_in_again_now(net: Internet, state: str) -> None:
+    serve(net).end()
+    with STATES[state](net) as client:
+        for _ in range(2):
+            seen = sum("logging in" in line for line in client.lines)
+            client.send(signal.SIGHUP)
+            wait_until(
+                "another login",
+                lambda: sum("logging in" in line for line in client.lines) > seen,  # noqa: B023
+            )
+        assert client.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("release", "share"), [("15.1", 0), ("13.2", 1)], indirect=["release"], ids=["15.1", "13.2"]
+)
+def test_in_every_step(net: Internet, share: int) -> None:
+    """Each command hangs in its turn, and the signal comes while it does."""
+    words = ("-t", "network", "-A", "2001:db8:3c3::1")
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, *words) as client:
+            client.wait_for("up after")
+            up = client.lines.index(client.wait_for("up after"))
+            assert client.end() == 0
+        ran = [line.partition("# ")[2] for line in client.lines[:up] if "dtcpc: # " in line]
+        first = next(n for n, line in enumerate(ran) if line.startswith("ifconfig gif create"))
+        assert len(ran) - first >= 9
+        for number in range(first + share, len(ran), 2):
+            go_wrong(net, {"nth": number + 1, "do": "hang"})
+            sent = SENT[number // 2 % len(SENT)]
+            with login(net.client, *words) as client:
+                wait_until("it hangs", lambda: sum("# " in x for x in client.lines) > number)  # noqa: B023
+                for each in sent:
+                    client.send(each)
+                assert client.status(IN_TIME) == 0, (ran[number], sent, client.lines)
+            assert difference(before, net.client.snapshot()) == [], (ran[number], sent)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("release", ["13.2"], indirect=True)
+def test_in_a_take_down_that_hangs(net: Internet, number: signal.Signals) -> None:
+    """What does not end is given up in time, said, and left to the next start."""
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("up after")
+            go_wrong(net, {"match": ["deletetunnel"], "do": "hang"})
+            client.send(signal.SIGTERM)
+            client.wait_for("# ifconfig gif0 deletetunnel")
+            client.send(number)
+            client.send(number)
+            assert client.status(IN_TIME) == 1
+            client.wait_for("could not be undone: ifconfig gif0 deletetunnel: did not end in")
+            client.wait_for("# ifconfig gif0 destroy")
+        with login(net.client, "-p", "20999") as client:
+            assert client.status() == 75
+        assert difference(before, net.client.snapshot()) == []
+
+
+def test_an_rtadvd_that_does_not_hear_is_killed(release: str, enclosed: None) -> None:
+    with Internet(release, lan=True) as net, serve(net):
+        net.client.run(["sysctl", "net.inet6.ip6.forwarding=1"])
+        before = net.client.snapshot()
+        with login(net.client, "-t", "network", "-P", "em1/1/::1") as client:
+            client.wait_for("up after")
+            pid = net.client.read("/var/run/dtcpc.rtadvd.pid").strip()
+            net.client.run(["kill", "-STOP", pid])
+            client.send(signal.SIGTERM)
+            assert client.status(IN_TIME) == 0
+            client.wait_for(f"# kill -KILL {pid}")
+        assert difference(before, net.client.snapshot()) == []
+
+
+# A shell that survives what ends its command, and looks at the terminal before and after.
+ON_TERMINAL = """
+trap : INT TERM HUP
+before=$(stty -a)
+"$@"
+echo "status $?"
+test "$(stty -a)" = "$before" && echo terminal the same || echo terminal changed
+"""
+
+
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for the password", "up"])
+def test_on_a_terminal(net: Internet, asked: bool) -> None:
+    with serve(net):
+        before = net.client.snapshot()
+        words = [sys.executable, str(ROOT / "dtcpc.py"), "-u", "stranger" if asked else "itojun"]
+        argv = net.client.argv(["sh", "-c", ON_TERMINAL, "sh", *words, "-t", "host", SERVER])
+        for keys, name, times in (
+            ("\x03", "", 1),
+            ("\x03", "", 2),
+            ("\x1c", "", 1),
+            *(("", name, times) for name in ("TERM", "INT") for times in (1, 2)),
+            *((("", "HUP", 1), ("", "HUP", 2)) if asked else ()),
+        ):
+            child = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=15)
+            child.expect_exact("Password of stranger" if asked else "up after")
+            for _ in range(times):
+                if keys:
+                    child.send(keys)
+                    continue
+                found = net.client.processes().items()
+                for pid, line in found:
+                    if line.startswith(" ".join(words)):
+                        net.client.run(["kill", "-s", name, str(pid)], check=False)
+            child.expect_exact("status 0\r\n", timeout=IN_TIME)
+            child.expect_exact("terminal the same\r\n")
+            child.expect(pexpect.EOF)
+            child.close()
+            assert difference(before, net.client.snapshot()) == [], (keys, name, times)
