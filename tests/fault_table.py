@@ -235,7 +235,11 @@ def state() -> dict[str, object]:
     """What is compared after each case: the model, the files, the processes."""
     kept = vars(store.load())
     interfaces = {
-        name: {k: repr(v) for k, v in vars(each).items() if not k.startswith("relay")}
+        name: {
+            key: sorted(map(repr, value)) if isinstance(value, list) else repr(value)
+            for key, value in vars(each).items()
+            if not key.startswith("relay")
+        }
         for name, each in kept["interfaces"].items()
     }
     try:

@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 def _fill(host: Host, plan: str, what: str) -> Table:
     words = [sys.executable, str(ROOT / "tests/fault_table.py"), plan, what]
-    done = host.run(words, timeout=250)
+    done = host.run(words, timeout=900)
     *wrong, cases = map(json.loads, done.stdout.splitlines())
     return Table(cases, [f"{what}: {line}" for line in [*wrong, *done.stderr.splitlines()]])
 
