@@ -176,6 +176,8 @@ def _crash(net: Internet) -> None:
     net.client.run(["rm", "/var/run/dtcpc.rtadvd.pid", "/var/run/dtcpc.rtadvd.sock"])
     for line in (
         "ifconfig em1 inet6 2001:db8:3c3:1::1 -alias",
+        "ifconfig em1 inet6 ifdisabled",
+        "ifconfig em1 inet6 fe80::200:5eff:fe00:5301%em1 -alias",
         "route -n delete -inet6 2001:db8:3c3::/48 ::1",
         "ifconfig gif0 destroy",
     ):
@@ -237,7 +239,7 @@ def test_an_interface_over_udp_that_is_not_ours(net: Internet) -> None:
         client.wait_for("up after")
         client.send(signal.SIGKILL)
         _killed(client)
-    net.client.run(["ngctl", "shutdown", "ng0:"])
+    net.client.run(["ngctl", "shutdown", f"dtcpc{client.pid}:"])
     net.client.run(["ngctl", *words.split()])
     net.client.run(["ifconfig", "ng0", "inet6", "2001:db8:1::6", "prefixlen", "64"])
     net.client.run(["route", "-n", "add", "-inet6", "default", "-interface", "ng0"])

@@ -28,9 +28,8 @@ SENT = [
 
 
 def _drop(net: Internet, rule: str) -> None:
-    net.server.run(
-        ["nft", f"table ip t {{ chain c {{ type filter hook input priority 0; {rule} }}}}"]
-    )
+    chain = f"type filter hook input priority filter\n{rule}\n"
+    net.server.run(["nft", f"table ip t {{\nchain c {{\n{chain}}}\n}}"])
 
 
 @contextmanager
