@@ -13,6 +13,7 @@ from lab.internet import Internet
 from lab.snapshot import Snapshot, difference
 from tests import fault_table
 from tests.running import Program, go_wrong, login, serve, wait_until
+from tests.tables import LEAST, fill, prepare
 
 pytestmark = pytest.mark.lab
 
@@ -291,3 +292,25 @@ def test_a_state_file_that_makes_no_sense_stays_for_who_must_look(net: Internet)
         with login(net.client) as client:
             assert client.status() == 1
             assert client.lines[-1] == f"dtcpc: {STATE}: not readable; remove it"
+
+
+@pytest.mark.parametrize(
+    ("plan", "release"),
+    [(plan, ("13.2", "15.1")[number % 2]) for number, plan in enumerate(fault_table.CASES)],
+    indirect=["release"],
+)
+def test_in_every_step_of_every_plan(
+    plan: str, release: str, enclosed: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the next start does before anything else makes the host what it was."""
+    with Internet(release, lan=True) as net:
+        prepare(net, plan)
+        before = net.client.snapshot()
+        table = fill(net.client, plan, "kill")
+        assert table.wrong == []
+        now = net.client.snapshot()
+        before["processes"] = now["processes"] = []  # fault_table has looked
+        assert difference(before, now) == []
+        with capsys.disabled():
+            print(f"\n{plan} ({release}): killed {table.cases} times")
+        assert table.cases >= LEAST[plan][2]

@@ -467,11 +467,15 @@ class System:
     def interface(self, name: str) -> Interface | None:
         """The interface of that name, or None."""
         try:
-            return _interface(name, self._shown(name))
+            shown = self._shown(name)
         except CommandFailed as failed:
             if "does not exist" in failed.reason:
                 return None
             raise
+        try:
+            return _interface(name, shown)
+        except ValueError as error:  # an address that is none
+            raise CommandFailed(("ifconfig", name), str(error)) from None
 
     def _shown(self, name: str) -> str:
         """What ifconfig(8) shows of an interface.  Raises CommandFailed."""
@@ -523,8 +527,12 @@ class System:
         )
 
     def setting(self, *names: str) -> list[str]:
-        """The values of variables of sysctl(8), as words."""
-        return self.run(("sysctl", "-n", *names)).split()
+        """The values of variables of sysctl(8), one word for each.  Raises CommandFailed."""
+        words = ("sysctl", "-n", *names)
+        said = self.run(words)
+        if len(said.split()) != len(names):
+            raise CommandFailed(words, f"says {said.strip()!a:.60}")
+        return said.split()
 
     def advertised(self) -> tuple[str, ...]:
         """The interfaces that a running rtadvd(8), other than ours, serves."""
