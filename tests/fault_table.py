@@ -260,7 +260,7 @@ def state() -> dict[str, object]:
         "interfaces": interfaces,
         "routes": sorted(map(repr, kept["routes"])),
         "settings": kept["sysctl"],
-        "netgraph": graph,
+        "netgraph": [[node[key] for key in ("type", "name", "driver")] for node in graph],
         "files": sorted(f for f in os.listdir(DIR) if f != "freebsd"),
         "processes": sorted(p for p in processes if p),
     }

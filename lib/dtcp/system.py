@@ -300,6 +300,7 @@ class System:
         been_up, self._been_up = self._been_up, False
         self._ahead = 2 + sum(len(step.undo) for step in self.done)
         mark = next((step.mark for step in self.done if step.mark), "")
+        leaves = been_up and any(step.leave is not None for step in self.done)
         try:
             if been_up or (mark and self.tunnel is None):
                 self._find_ours(mark, [words for step in self.done for words in step.undo])
@@ -321,6 +322,10 @@ class System:
             if still:
                 left.insert(0, step._replace(undo=tuple(still), leave=None))
             self.done.pop()
+        if mark and not leaves and not any(step.mark for step in left):
+            # With the interface all that was on it is gone.
+            kept = [(step, [words for words in step.undo if TUNNEL not in words]) for step in left]
+            left = [step._replace(undo=tuple(undo)) for step, undo in kept if undo]
         self.done = left
         if not left:
             self.tunnel = None
@@ -421,9 +426,8 @@ class System:
         for command in commands:
             try:
                 said = self.run(command)
-                if said.strip() and command[0] == "ifconfig":  # which has nothing to say to these
-                    raise CommandFailed(command, f"says {said.strip()!a:.60}")
-                if said.strip() and command[0] == "route" and not said.startswith("delete "):
+                # But for route(8) none has anything to say.
+                if said.strip() and not (command[0] == "route" and said.startswith("delete ")):
                     raise CommandFailed(command, f"says {said.strip()!a:.60}")
             except CommandFailed as failed:
                 failures.append(failed)
