@@ -375,8 +375,10 @@ def _remarks(log: daemon.Log) -> Callable[[str], None]:
 
 
 def _raise_stopped(number: int, frame: object) -> NoReturn:
+    # A second one must not disturb what the first began.  SIG_IGN would have Python complain of one
+    # that has come already.
     for each in (*daemon.ENDING, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)  # a second one must not disturb what the first began
+        signal.signal(each, lambda number, frame: None)
     raise Stopped
 
 
@@ -815,6 +817,8 @@ class Client:
         output = self._monitor.stdout if self._monitor else None
         watched = output.fileno() if output else -1
         readers = [connection.fileno()] if connection else []
+        if self._signals.stopping or self._signals.reload or self._signals.report:
+            seconds = 0.0  # it came while we waited for something else
         ready, _ = self._signals.wait([*readers, *([watched] if output else [])], seconds)
         if self._signals.stopping:
             raise Stopped

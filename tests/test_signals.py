@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -199,7 +200,7 @@ def test_an_rtadvd_that_does_not_hear_is_killed(release: str, enclosed: None) ->
 
 # A shell that survives what ends its command, and looks at the terminal before and after.
 ON_TERMINAL = """
-trap : INT TERM HUP
+trap : INT TERM HUP QUIT
 before=$(stty -a)
 "$@"
 echo "status $?"
@@ -218,10 +219,12 @@ def test_on_a_terminal(net: Internet, asked: bool) -> None:
             ("\x03", "", 1),
             ("\x03", "", 2),
             ("\x1c", "", 1),
+            ("\x1c", "", 2),
             *(("", name, times) for name in ("TERM", "INT") for times in (1, 2)),
             *((("", "HUP", 1), ("", "HUP", 2)) if asked else ()),
         ):
             child = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=15)
+            child.logfile_read = said = io.StringIO()
             child.expect_exact("Password of stranger" if asked else "up after")
             for _ in range(times):
                 if keys:
@@ -234,5 +237,7 @@ def test_on_a_terminal(net: Internet, asked: bool) -> None:
             child.expect_exact("status 0\r\n", timeout=IN_TIME)
             child.expect_exact("terminal the same\r\n")
             child.expect(pexpect.EOF)
+            assert "Traceback" not in said.getvalue()
+            assert "Error" not in said.getvalue()
             child.close()
             assert difference(before, net.client.snapshot()) == [], (keys, name, times)
