@@ -57,18 +57,18 @@ def test_a_start_after_it_is_like_a_clean_one(net: Internet, share: int) -> None
     with serve(net):
         before = net.client.snapshot()
         with login(net.client, *FULL) as client:
-            client.wait_for("up after")
+            client.wait_for("route -n monitor")  # the last of all
             clean = _is_up(net)
             assert client.end() == 0
         ran = [line.partition("# ")[2] for line in client.lines if "dtcpc: # " in line]
         commands = [line for line in ran if not line.startswith("kill ")]
         points = [n for n, line in enumerate(commands) if not fault_table.is_look(line)]
         assert len(points) >= 18
-        for number in points[share::2]:
-            kind = ("kill", "kill-late")[number // 2 % 2]
+        for number in points[share::3]:
+            kind = ("kill", "kill-late")[number % 2]
             go_wrong(net, {"nth": number + 1, "do": kind})
             with login(net.client, *FULL) as client:
-                wait_until("up or killed", lambda: client.ended or _says(client, "up after"))
+                wait_until("up or killed", lambda: client.ended or _says(client, "n monitor"))
                 if not client.ended:
                     client.send(signal.SIGTERM)
                 _killed(client)
