@@ -356,7 +356,8 @@ class System:
             self.done.pop()  # nothing was done, so there is nothing to undo
             raise
         try:
-            out = self.run(self._bound(step.do), limit=step.limit, input=step.input)
+            words = self._bound(step.do)
+            out = self.run(words, limit=step.limit, input=step.input)
         except CommandFailed as failed:
             if step.names_tunnel or step.mark:
                 self.tunnel = None  # `down` finds it by its mark
@@ -366,7 +367,7 @@ class System:
         if step.names_tunnel:
             self.tunnel = _named(out, step.names_tunnel)
             if self.tunnel is None:  # `down` finds it by its mark
-                raise CommandFailed(step.do, f"no name of an interface in its output: {out!a}")
+                raise CommandFailed(words, f"no name of an interface in its output: {out!a}")
         elif step.mark:
             self.tunnel = step.do[1]
 
