@@ -357,6 +357,10 @@ def main(argv: list[str] | None = None) -> int:
     ) as error:
         log.error(str(error))
         return FAILED
+    finally:
+        # In Python's own end the default holds again, and one more signal would be our status.
+        for number in (*daemon.ENDING, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def show(lines: list[str]) -> int:

@@ -33,6 +33,7 @@ LIMIT = 5.0  # seconds that a command may take
 HURRY = 9.0  # seconds for all that is left to be run once we were told to stop
 LEAST = 0.1  # of them for each command, so that every undo is tried
 STARTING = 2.0  # seconds in which a daemon must have its pid file
+HEARING = 2.0  # seconds in which it must give that up, once told to end
 AFTER_FAREWELL = 3.0  # of HURRY, for what has to be undone when rtadvd has ended
 FAREWELL = 8.0  # seconds that rtadvd(8) lives on after SIGTERM, saying three times that it leaves
 
@@ -134,14 +135,16 @@ class System:
             self._log(f"kill {pid}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-                end = time.monotonic() + FAREWELL
+                begun = time.monotonic()
+                end = begun + FAREWELL
                 while time.monotonic() < min(end, (self._deadline or math.inf) - AFTER_FAREWELL):
                     os.kill(pid, 0)
+                    # One that heard us gives up its pid file at once, and may then take its time.
+                    if time.monotonic() > begun + HEARING and daemon.locked_by(pid_file) == pid:
+                        self._log(f"kill -KILL {pid}")
+                        os.kill(pid, signal.SIGKILL)
+                        begun = math.inf
                     time.sleep(0.05)
-                # One that heard us has given up its pid file, and may end its farewell in peace.
-                if daemon.locked_by(pid_file) == pid:
-                    self._log(f"kill -KILL {pid}")
-                    os.kill(pid, signal.SIGKILL)
         if daemon.locked_by(pid_file) in (None, pid):
             # It removes its files itself, unless it was killed.
             for file in (pid_file, pid_file.removesuffix("pid") + "sock"):
