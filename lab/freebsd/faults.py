@@ -5,7 +5,8 @@
     {"command": "ifconfig", "match": ["inet6", "alias"], "nth": 1, "do": "exit1"}
 
 ``match`` are words which all must be among the arguments, and without ``command`` any command
-counts; the ``nth`` such command (1 if not given) goes wrong, once. What it does:
+counts that ends by itself; the ``nth`` such command (1 if not given) goes wrong, once. What it
+does:
 
     exit1           fails with a message
     error-exit0     prints the message but exits 0
@@ -45,13 +46,14 @@ def _due(command: str, arguments: list[str]) -> dict[str, Any] | None:
         descriptor = os.open(FILE, os.O_RDWR)
     except (FileNotFoundError, PermissionError):
         return None
+    watches = arguments[-1:] == ["monitor"]
     with os.fdopen(descriptor, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         rules = json.load(file)
         fit = [
             rule
             for rule in rules
-            if rule.get("command", command) == command
+            if rule.get("command", "" if watches else command) == command
             and set(rule.get("match", [])) <= set(arguments)
         ]
         for rule in fit:
