@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -23,7 +24,11 @@ pytestmark = pytest.mark.lab
     indirect=["release"],
 )
 def test_whatever_fails_the_host_is_as_it_was(
-    plan: str, release: str, enclosed: None, capsys: pytest.CaptureFixture[str]
+    plan: str,
+    release: str,
+    enclosed: None,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     # What hangs costs no processor: side by side with the others.
     with Internet(release, lan=True) as net, Internet(release, lan=True) as other:
@@ -38,10 +43,19 @@ def test_whatever_fails_the_host_is_as_it_was(
             now = host.snapshot()
             was["processes"] = now["processes"] = []  # fault_table looked: other numbers now
             assert difference(was, now) == []
+        record_property("faults", [table.cases for table in tables])
         with capsys.disabled():
             print(f"\n{plan} ({release}): {tables[0].cases} faults and {tables[1].cases} hangs")
         for table, least in zip(tables, LEAST[plan][:2], strict=True):
             assert table.cases >= least
+
+
+def test_the_table_has_not_shrunk() -> None:
+    sizes = [sum(column) for column in zip(*LEAST.values(), strict=True)]
+    print(f"{len(CASES)} plans: {sizes[0]} faults, {sizes[1]} hangs, killed {sizes[2]} times")
+    assert LEAST.keys() == CASES.keys()
+    assert len(CASES) >= 26
+    assert sizes >= [1199, 351, 342]
 
 
 LAN = ("-t", "network", "-P", "em1/1/::1")
