@@ -19,6 +19,7 @@ pytestmark = pytest.mark.lab
 
 FULL = ("-t", "network", "-P", "em1/1/::1")
 STATE = "/var/run/dtcpc.state"
+LONG = 60.0  # seconds: much is undone first, and done, on a machine that may be busy
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_start_after_it_is_like_a_clean_one(net: Internet, share: int) -> None
     with serve(net):
         before = net.client.snapshot()
         with login(net.client, *FULL) as client:
-            client.wait_for("route -n monitor")  # the last of all
+            client.wait_for("route -n monitor", LONG)  # the last of all
             clean = _is_up(net)
             assert client.end() == 0
         ran = [line.partition("# ")[2] for line in client.lines if "dtcpc: # " in line]
@@ -68,12 +69,12 @@ def test_a_start_after_it_is_like_a_clean_one(net: Internet, share: int) -> None
             kind = ("kill", "kill-late")[number % 2]
             go_wrong(net, {"nth": number + 1, "do": kind})
             with login(net.client, *FULL) as client:
-                wait_until("up or killed", lambda: client.ended or _says(client, "n monitor"))
+                wait_until("up or killed", lambda: client.ended or _says(client, "n monitor"), LONG)
                 if not client.ended:
                     client.send(signal.SIGTERM)
                 _killed(client)
             with login(net.client, *FULL) as client:
-                client.wait_for("up after")
+                client.wait_for("up after", LONG)
                 assert difference(clean, _is_up(net)) == [], commands[number]
                 assert client.end() == 0
             assert difference(before, net.client.snapshot()) == [], commands[number]
@@ -88,7 +89,7 @@ def test_while_it_reconnects(net: Internet) -> None:
     with serve(net) as server:
         before = net.client.snapshot()
         with login(net.client, "-l", *FULL) as client:
-            client.wait_for("up after")
+            client.wait_for("up after", LONG)
             clean = _is_up(net)
             server.end()
             client.wait_for("Connection refused; trying again")
@@ -97,7 +98,7 @@ def test_while_it_reconnects(net: Internet) -> None:
     with serve(net):
         with login(net.client, *FULL) as client:
             client.wait_for("undoing what a killed dtcpc has left")
-            client.wait_for("up after")
+            client.wait_for("up after", LONG)
             assert difference(clean, _is_up(net)) == []
             assert client.end() == 0
         assert difference(before, net.client.snapshot()) == []
@@ -106,7 +107,7 @@ def test_while_it_reconnects(net: Internet) -> None:
 def _leave(net: Internet, *words: str) -> None:
     """A tunnel whose dtcpc has been killed."""
     with serve(net), login(net.client, *words) as client:
-        client.wait_for("up after")
+        client.wait_for("up after", LONG)
         client.send(signal.SIGKILL)
         _killed(client)
 
@@ -197,7 +198,7 @@ def test_after_a_crash_of_the_machine_a_start_is_a_clean_one(net: Internet, file
     with serve(net):
         before = net.client.snapshot()
         with login(net.client, *FULL) as client:
-            client.wait_for("up after")
+            client.wait_for("up after", LONG)
             clean = _is_up(net)
             client.send(signal.SIGKILL)
             _killed(client)
@@ -207,7 +208,7 @@ def test_after_a_crash_of_the_machine_a_start_is_a_clean_one(net: Internet, file
         else:
             _restart(net)
         with login(net.client, *FULL) as client:
-            client.wait_for("up after")
+            client.wait_for("up after", LONG)
             assert not _says(client, "undoing")
             assert difference(clean, _is_up(net)) == []
             assert client.end() == 0
@@ -237,7 +238,7 @@ def test_an_interface_over_udp_that_is_not_ours(net: Internet) -> None:
     net.client.write("/usr/local/etc/dtcpc.auth", "")
     words = "mkpeer iface dummy inet6"
     with serve(net, "-U"), login(net.client, "-U", "-t", "host") as client:
-        client.wait_for("up after")
+        client.wait_for("up after", LONG)
         client.send(signal.SIGKILL)
         _killed(client)
     net.client.run(["ngctl", "shutdown", f"dtcpc{client.pid}:"])
@@ -255,7 +256,7 @@ def test_an_interface_over_udp_that_is_not_ours(net: Internet) -> None:
 def test_one_that_took_our_name_while_we_ran(net: Internet) -> None:
     """Removed and made anew by the administrator: the take-down does not touch it."""
     with serve(net), login(net.client, "-t", "host") as client:
-        client.wait_for("up after")
+        client.wait_for("up after", LONG)
         net.client.run(["sh", "-c", "ifconfig gif0 destroy; ifconfig gif0 create mtu 1400"])
         net.client.run(["ifconfig", "gif0", "tunnel", "203.0.113.7", "198.51.100.1"])
         shown = net.client.run(["ifconfig", "gif0"]).stdout
