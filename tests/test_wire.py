@@ -247,6 +247,23 @@ def test_no_digest_is_sent_to_a_server_that_answers_before_it_is_asked() -> None
         assert told.client.take() == b""
 
 
+@pytest.mark.parametrize("cut", range(1, len(b"-ERR server is going down\r\n")))
+def test_a_server_may_end_as_soon_as_it_has_spoken(cut: int) -> None:
+    """It is told to go down in that moment: no error of the protocol, but a reason to come back."""
+    farewell = b"-ERR server is going down\r\n"
+    told = Told()
+    assert told.client.receive(GREETING + farewell[:cut], 0) == []
+    assert told.client.receive(farewell[cut:], 0) == [Refused("server is going down", True)]
+    assert told.client.take() == b""
+
+    told = Told()
+    told.client.receive(GREETING, 0)
+    assert told.client.receive(GRANT + farewell[:cut], 0) == []
+    (refused,) = told.client.receive(farewell[cut:], 0)
+    assert refused == Refused("server is going down", at_greeting=False)
+    assert refused.temporary
+
+
 def test_nothing_may_stand_behind_the_grant() -> None:
     told = Told()
     feed(told.client, GREETING)

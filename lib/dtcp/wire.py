@@ -268,7 +268,8 @@ class Client:
             if not reply.ok:
                 return self._over(Refused(visible(reply.text), at_greeting=True))
             self._digest = digest(self._user, challenge_of(reply), self._password)
-            self._nothing_more("before the login")
+            if self._is_taken_back("before the login"):
+                return None
             udp = "" if self._udp is None else f" udp={self._udp}"
             self._send(f"tunnel {self._user} {self._digest} {self._type}{udp}")
             self._state = "login"
@@ -276,7 +277,8 @@ class Client:
         if self._state == "login" and not reply.ok and self._udp is not None:
             # A server that does not know our extension counts five words instead of four, and says
             # what it says to a wrong password (KAME's).  With four words it tells which it was.
-            self._nothing_more("behind the reply to the login")
+            if self._is_taken_back("behind the reply to the login"):
+                return None
             if reply.text.lower().startswith("authentication failed"):
                 self._send(f"tunnel {self._user} {self._digest} {self._type}")
                 self._state = "login without udp"
@@ -289,7 +291,8 @@ class Client:
         if self._state == "login":
             if not reply.ok:
                 return self._over(Refused(visible(reply.text), at_greeting=False))
-            self._nothing_more("behind the reply to the login")
+            if self._is_taken_back("behind the reply to the login"):
+                return None
             self._state = "up"
             self.deadline = now + PING_INTERVAL
             return Granted(reply.text.split())
@@ -335,10 +338,15 @@ class Client:
         self._state = "over"
         return event
 
-    def _nothing_more(self, where: str) -> None:
-        # The server cannot have answered what it was not asked yet.
-        if len(self._lines):
+    def _is_taken_back(self, where: str) -> bool:
+        """Whether an -ERR follows a reply at once: the server ends, and the next line says why.
+
+        Nothing else can follow, for the server cannot have answered what it was not asked yet.
+        """
+        first = self._lines.first_byte()
+        if first not in (None, ord("-")):
             raise ProtocolError(f"unexpected data {where}")
+        return first is not None
 
 
 # --- the server's end -------------------------------------------------------------------------
@@ -452,7 +460,8 @@ class Session:
         shown = line
         if verb == "tunnel" and len(words) > 2:
             shown = " ".join([*words[:2], MASK, *words[3:]])
-        self._trace(f"<< {visible(shown)}")
+        # A broken client may have its digest in any other place.
+        self._trace(f"<< {visible(_DIGEST.sub(MASK, shown))}")
         if self._state == "up":
             self.deadline = now + IDLE_TIME
         if verb == "quit":
