@@ -1003,9 +1003,9 @@ class BackOff:
         self._attempts += 1
         if self._attempts == 1:
             return 0.0
-        delay = min(LONGEST, 2.0 ** min(self._attempts - 2, 16))
         if now - self._lost_at < SOON:
-            delay = min(delay, 2.0)
+            self._attempts = min(self._attempts, 3)  # or the first wait after that were minutes
+        delay = min(LONGEST, 2.0 ** min(self._attempts - 2, 16))
         # Up to a quarter less, so that a server's clients do not come back all at once.
         return delay * (1 - int.from_bytes(os.urandom(2), "big") / 65536 / 4)
 

@@ -84,6 +84,8 @@ class Ledger:
             os.rename(new, self._path)
             self._is_ours = True
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(new)  # on a full disk there may be half of it
             raise LedgerError(f"{self._path}: {error.strerror}") from None
 
     def facts(self) -> dict[str, object]:

@@ -1,0 +1,161 @@
+"""What a careless parent or a crippled host does to a client: it works, or says why in one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from lab.internet import Internet
+from lab.snapshot import difference
+from tests.running import ROOT, SERVER, Program, login, ping, serve, wait_until
+
+pytestmark = pytest.mark.lab
+
+FAILED, TRY_AGAIN, NOT_ALLOWED = 1, 75, 77
+
+DTCPC = f"{sys.executable} {ROOT / 'dtcpc.py'} -u itojun -t host {{}} {SERVER}"
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Internet]:
+    """An internet with a server; every test leaves the client as it was."""
+    with Internet() as internet, serve(internet):
+        before = internet.client.snapshot()
+        yield internet
+        assert difference(before, internet.client.snapshot()) == []
+
+
+def through(net: Internet, script: str, *words: str) -> Program:
+    """A client that a shell's script starts, which ends in `$DTCPC`."""
+    command = DTCPC.format(" ".join(words))
+    return Program(net.client, "tests/through", script.replace("$DTCPC", f"exec {command}"))
+
+
+PARENTS = {
+    "no descriptors": "$DTCPC <&- >&- 2>&-",
+    "only standard error": "$DTCPC <&- >&-",
+    "descriptors of others": "exec 3</dev/null 7>/dev/null 9</dev/null; $DTCPC",
+    "signals ignored": "trap '' CHLD HUP PIPE USR1 ALRM; $DTCPC",
+    "a language that is none": "export LANG=xx_YY.nonsense LC_ALL=xx_YY.nonsense; $DTCPC",
+    "no environment": "unset HOME USER LOGNAME LANG; $DTCPC",
+    "an open mask": "umask 000; $DTCPC",
+    "a directory that is gone": "mkdir /run/gone; cd /run/gone; rmdir /run/gone; $DTCPC",
+    "a full log": "$DTCPC 2>/dev/full",
+    "a log that nobody reads": "mkfifo /run/p; true </run/p & exec 2>/run/p; rm /run/p; $DTCPC",
+}
+
+
+@pytest.mark.hazard(32)
+@pytest.mark.parametrize("script", PARENTS.values(), ids=PARENTS)
+def test_a_careless_parent_changes_nothing(net: Internet, script: str) -> None:
+    before = net.client.snapshot()
+    with through(net, script) as client:
+        wait_until("up", lambda: ping(net.client))
+        modes = net.client.run(["stat", "-c", "%a", "/run/dtcpc.pid", "/run/dtcpc.state"])
+        assert modes.stdout.split() == ["644", "600"]
+        assert client.end() == 0
+    assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.hazard(32)
+@pytest.mark.parametrize("most", [6, 8, 10, 12, 16])
+def test_few_descriptors_are_enough_or_named(net: Internet, most: int) -> None:
+    before = net.client.snapshot()
+    with through(net, f"ulimit -n {most}; $DTCPC") as client:
+        wait_until("up or ended", lambda: client.ended or _is_up(client))
+        if client.ended:
+            assert client.status() in (FAILED, TRY_AGAIN)
+            assert "Traceback" not in "\n".join(client.lines)
+            assert "oo many open files" in client.lines[-1]
+        else:
+            assert client.end() == 0
+    assert difference(before, net.client.snapshot()) == []
+
+
+def _is_up(client: Program) -> bool:
+    return any("up after" in line for line in client.lines)
+
+
+@pytest.mark.hazard(33)
+def test_who_is_not_root_is_told_before_anything_is_sent(net: Internet) -> None:
+    before = net.client.snapshot()
+    with net.router.capture("eth0") as capture:
+        with through(net, "exec unshare --user $DTCPC".replace("$DTCPC", DTCPC.format(""))) as it:
+            assert it.status() == NOT_ALLOWED
+            assert it.lines == ["dtcpc: must be root to make a tunnel"]
+        assert capture.packets == []
+    assert difference(before, net.client.snapshot()) == []
+
+
+# --- the pid file's place ---------------------------------------------------------------------
+
+PLACES = {
+    "missing": ("true", "/run/none/dtcpc.pid", "No such file or directory"),
+    "read-only": (
+        "mkdir /run/ro; mount -t tmpfs -o ro tmpfs /run/ro",
+        "/run/ro/dtcpc.pid",
+        "Read-only file system",
+    ),
+    "full": (
+        "mkdir /run/full; mount -t tmpfs -o size=4k tmpfs /run/full;"
+        " head -c 4096 /dev/zero >/run/full/x",
+        "/run/full/dtcpc.pid",
+        "No space left on device",
+    ),
+    "a directory": ("mkdir /run/x.pid", "/run/x.pid", "Is a directory"),
+    "a symbolic link": ("ln -s /run/target /run/x.pid", "/run/x.pid", "is a symbolic link"),
+    "a dangling link": ("ln -s /run/nowhere /run/x.pid", "/run/x.pid", "is a symbolic link"),
+    "a pipe": ("mkfifo /run/x.pid", "/run/x.pid", "not a regular file"),
+    "a device": (
+        "ln /dev/null /run/x.pid || mknod /run/x.pid c 1 3",
+        "/run/x.pid",
+        "not a regular",
+    ),
+}
+
+
+@pytest.mark.hazard(29)
+@pytest.mark.parametrize(("script", "path", "why"), PLACES.values(), ids=PLACES)
+def test_a_pid_file_that_cannot_be_had_is_named_before_anything_is_sent(
+    net: Internet, script: str, path: str, why: str
+) -> None:
+    net.client.write("/run/target", "precious\n")
+    net.client.run(["sh", "-c", script])
+    before = net.client.snapshot()
+    with net.router.capture("eth0") as capture, login(net.client, "-f", path) as client:
+        assert client.status() == FAILED
+        assert len(client.lines) == 1
+        assert client.lines[0].startswith(f"dtcpc: {path}: {why}")
+        assert capture.packets == []
+    assert difference(before, net.client.snapshot()) == []
+    assert net.client.read("/run/target") == "precious\n"
+    net.client.run(["sh", "-c", "umount /run/ro /run/full; rm -r /run/ro /run/full"], check=False)
+    net.client.run(["rm", "-rf", "/run/target", "/run/x.pid"])
+
+
+@pytest.mark.hazard(29)
+@pytest.mark.parametrize("text", ["99999\n", "", "x" * 5000])
+def test_a_stale_pid_file_is_no_obstacle_whatever_it_says(net: Internet, text: str) -> None:
+    net.client.write("/run/dtcpc.pid", text, 0o644)
+    with login(net.client) as client:
+        client.wait_for("logging in")
+        assert net.client.read("/run/dtcpc.pid") == f"{client.pid}\n"
+        assert client.end() == 0
+
+
+@pytest.mark.hazard(29)
+@pytest.mark.parametrize("pages", [1, 2])
+def test_a_disk_that_is_full_undoes_what_could_not_be_written_down(
+    net: Internet, pages: int
+) -> None:
+    """The pid file fits; the ledger does not, at first or when it is written anew."""
+    net.client.run(["sh", "-c", f"mkdir /run/x; mount -t tmpfs -o size={4 * pages}k tmpfs /run/x"])
+    before = net.client.snapshot()
+    with login(net.client, "-t", "host", "-f", "/run/x/dtcpc.pid") as client:
+        assert client.status() == FAILED
+    assert re.search("^dtcpc: /run/x/dtcpc.state: No space left", client.lines[-1])
+    assert difference(before, net.client.snapshot()) == []
+    net.client.run(["sh", "-c", "umount /run/x; rmdir /run/x"])
