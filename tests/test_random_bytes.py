@@ -171,40 +171,41 @@ def with_server(name: str, number: int) -> str:
     session = wire.Session("dtcps", challenge, password_of, 0, trace=trace.append)
     now, came, grants, largest = 0.0, "", 0, 0
     waiting = False  # our answer to what was asked: a worker is at it
-    try:
-        for data, seconds in client_says(r, challenge):
+    for data, seconds in client_says(r, challenge):
+        try:
             events = session.receive(data, now)
-            largest = max(largest, len(data))
-            assert len(session._lines) <= 4 * wire.LINE_LIMIT + largest
-            while True:
-                for event in events:
-                    assert not came, f"{event} after {came}"
-                    if isinstance(event, wire.Ended):
-                        came = f"ended: {_short(event.reason)}"
-                    else:
-                        assert isinstance(event, wire.Asked), event
-                        assert event.user in USERS
-                        assert event.type in TYPES
-                        assert event.udp is None or 0 <= event.udp < 65536
-                        assert not waiting
-                        waiting = True
-                if not waiting or came or r.random() < 0.2:
-                    break
-                waiting = False
-                if r.random() < 0.7:
-                    grants += 1
-                    events = session.accept(f"{OWN} {SERVER}", now)
+        except wire.ProtocolError as error:  # from nowhere else
+            session.close(wire.BAD_COMMAND)
+            came = f"protocol: {_short(error)}"
+            break
+        largest = max(largest, len(data))
+        assert len(session._lines) <= 4 * wire.LINE_LIMIT + largest
+        while True:
+            for event in events:
+                assert not came, f"{event} after {came}"
+                if isinstance(event, wire.Ended):
+                    came = f"ended: {_short(event.reason)}"
                 else:
-                    events = session.refuse(wire.SOLD_OUT, now)
-            now += seconds
-            events = session.tick(now)
-            if events and not came:
-                (over,) = events
-                assert over == wire.Ended("timed out")
-                came = "ended: timed out"
-    except wire.ProtocolError as error:
-        session.close(wire.BAD_COMMAND)
-        came = f"protocol: {_short(error)}"
+                    assert isinstance(event, wire.Asked), event
+                    assert event.user in USERS
+                    assert event.type in TYPES
+                    assert event.udp is None or 0 <= event.udp < 65536
+                    assert not waiting
+                    waiting = True
+            if not waiting or came or r.random() < 0.2:
+                break
+            waiting = False
+            if r.random() < 0.7:
+                grants += 1
+                events = session.accept(f"{OWN} {SERVER}", now)
+            else:
+                events = session.refuse(wire.SOLD_OUT, now)
+        now += seconds
+        events = session.tick(now)
+        if events and not came:
+            (over,) = events
+            assert over == wire.Ended("timed out")
+            came = "ended: timed out"
     _check_replies(session.take(), challenge, grants)
     assert all(wire.USER.fullmatch(user) for user in asked_for)
     for line in trace:

@@ -13,7 +13,7 @@ A conversation is POP3-like.  The server speaks first; every command and every r
 Nothing here knows a socket or a clock.  The owner of a `Client` or a `Session` feeds it the bytes
 that arrived (`receive`) and the time (`tick`, in seconds of any monotonic clock), sends what
 `take()` returns, calls `tick` again no later than `deadline`, and acts on the events it gets.
-Whatever the peer does wrong comes out as `ProtocolError`, and nothing else does.
+Whatever the peer does wrong comes out of `receive` as `ProtocolError`, and nothing else does.
 """
 
 from __future__ import annotations
@@ -420,7 +420,7 @@ class Session:
         self._state = "up"
         self.deadline = now + IDLE_TIME
         self._reply(f"+OK {reply}")
-        return self._work(now)
+        return self._go_on(now)
 
     @property
     def granted(self) -> bool:
@@ -431,7 +431,7 @@ class Session:
         """Refuse what was asked; the client may ask for something else."""
         self._state = "login"
         self._reply(f"-ERR {text}")
-        return self._work(now)
+        return self._go_on(now)
 
     def tick(self, now: float) -> list[SessionEvent]:
         """What comes of the time; call it whenever `deadline` has passed."""
@@ -445,6 +445,15 @@ class Session:
         if self._state != "over":
             self._reply(f"-ERR {text}")
             self._state = "over"
+
+    def _go_on(self, now: float) -> list[SessionEvent]:
+        """Go on with what waited behind a request.  An error in it is the end, for its cause is
+        not the caller, who does not expect one from his own answer."""
+        try:
+            return self._work(now)
+        except ProtocolError as error:
+            self.close(BAD_COMMAND)
+            return [Ended(f"protocol error: {error}")]
 
     def _work(self, now: float) -> list[SessionEvent]:
         # While a request is being worked on, what came behind it waits.

@@ -1,0 +1,248 @@
+"""A running server, and clients that are broken, rude, many, or up to no good."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from dtcp import wire
+
+from lab.internet import SERVER4, Internet
+from lab.snapshot import difference
+from tests.running import PREFIX, ROOT, Program, Talker, serve, wait_until
+from tests.trust import Figure
+
+pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
+
+SCANNED = 4000  # connections
+
+
+def _costs(pid: int) -> tuple[int, int, int]:
+    """Descriptors, threads, and KiB of memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    threads, memory = (
+        int(re.findall(rf"{n}:\s+([0-9]+)", status)[0]) for n in ("Threads", "VmRSS")
+    )
+    return len(os.listdir(f"/proc/{pid}/fd")), threads, memory
+
+
+def _gifs(net: Internet) -> int:
+    return net.server.run(["ifconfig", "-l"]).stdout.count("gif")
+
+
+def _talk(net: Internet, said: str) -> list[str]:
+    """What the server answers, line by line, until it closes the connection."""
+    script = (
+        "import socket, sys\n"
+        f"with socket.create_connection(('{SERVER4}', 20200), 10) as s:\n"
+        "    f = s.makefile('rb'); print(f.readline().decode().rstrip())\n"
+        "    s.sendall(sys.stdin.buffer.read()); s.shutdown(socket.SHUT_WR)\n"
+        "    print(f.read().decode('latin-1'), end='')\n"
+    )
+    done = net.client.run([sys.executable, "-c", script], input=said)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.hazard(37, 38, 39, 46, 47)
+def test_a_scan_gets_documented_replies_and_leaves_nothing(net: Internet, figure: Figure) -> None:
+    net.server.write("/usr/local/etc/dtcps.users", "itojun:correct horse\njun:x:y\n")
+    scan = [sys.executable, str(ROOT / "tests/scan.py")]
+    with Program(net.server, "dtcps", "-D", PREFIX) as server:
+        server.wait_for("listening")
+        before = net.server.snapshot()
+        net.server.run([*scan, "500", "0"], timeout=120)
+        wait_until("no tunnel is left", lambda: not _gifs(net), 60)
+        costs = _costs(server.pid)
+        done = net.server.run([*scan, str(SCANNED), "500"], timeout=240, check=False)
+        assert not server.ended, "\n".join(server.lines[-30:])
+        assert not done.stderr
+        *heard, count = done.stdout.splitlines()
+        assert count == f"{SCANNED} conversations"
+        wait_until("no tunnel is left", lambda: not _gifs(net), 60)
+        wait_until("as few descriptors", lambda: _costs(server.pid)[:2] <= costs[:2])
+        assert _costs(server.pid)[2] < costs[2] + 2048
+        assert difference(before, net.server.snapshot()) == []
+        texts = {
+            f"-ERR {text}"
+            for name, text in vars(wire).items()
+            if name.isupper() and isinstance(text, str)
+        }
+        texts |= {f"+OK {text}" for text in (wire.BYE, wire.PONG, wire.HELP)}
+        for line in {*heard} - texts:
+            assert re.fullmatch(
+                r"\+OK [0-9A-F]{32} dtcps .*|-ERR unsupported tunnel type [ -~]*"
+                r"|\+OK 127\.[0-9.]+ 127\.0\.0\.1[ -~]*",
+                line,
+            ), line
+            assert len(line) <= wire.LINE_LIMIT
+        assert len({*heard} & texts) > 6
+        # What it says of them is bounded: nothing of who has not logged in.
+        ups = sum(": up: " in line for line in server.lines)
+        assert len(server.lines) < 20 + 10 * ups + SCANNED / 50
+        assert server.end() == 0
+    figure("A scan of the server costs it nothing", "connections", SCANNED)
+
+
+@pytest.mark.hazard(46)
+def test_a_log_cannot_be_forged(net: Internet) -> None:
+    with serve(net) as server:
+        _talk(net, "tunnel x\x1b[2J\x0bdtcps:\x85itojun " + "0" * 32 + " host\nwhat\x07\x08 now\n")
+        server.wait_for("what.x07.x08 now")
+        assert all(line.isprintable() for line in server.lines)
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(45, "C2", "K9")
+def test_a_login_copied_from_another_session_fails(net: Internet) -> None:
+    with serve(net) as server:
+        challenges = {_talk(net, "quit\n")[0].split()[1] for _ in range(5)}
+        assert len(challenges) == 5
+        digest = wire.digest("itojun", challenges.pop(), "secret")
+        answers = _talk(net, f"tunnel itojun {digest} host\n" * 5)
+        assert answers[1:] == [f"-ERR {wire.BAD_LOGIN}"] * wire.LOGIN_FAILURES
+        assert not _gifs(net)
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(35)
+def test_too_many_connections_are_refused_and_the_others_served(net: Internet) -> None:
+    with serve(net) as server:
+        before = _costs(server.pid)
+        script = (
+            "import socket, sys\n"
+            f"socks = [socket.create_connection(('{SERVER4}', 20200), 10) for _ in range(300)]\n"
+            "for s in socks: s.settimeout(10); print(s.recv(200).decode().strip())\n"
+            "sys.stdout.flush(); sys.stdin.read()\n"
+        )
+        many = net.client.popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert many.stdout is not None
+        greetings = [many.stdout.readline().rstrip() for _ in range(300)]
+        refused = [line for line in greetings if not line.startswith("+OK ")]
+        assert 0 < len(refused) < 300
+        assert {*refused} == {f"-ERR {wire.BUSY}"}
+        files, threads, _ = _costs(server.pid)
+        assert files <= before[0] + 300 - len(refused)
+        assert threads == before[1]
+        many.communicate()
+        wait_until("as few descriptors", lambda: _costs(server.pid)[0] <= before[0])
+        with Talker(net, "itojun", "secret", "host") as talker:
+            assert talker.answer.startswith("+OK")
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(36)
+def test_who_is_silent_is_closed_and_his_tunnel_removed(net: Internet) -> None:
+    """With the limits of dtcp.wire, made short."""
+    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
+    words = ("AUTH_TIME=2", "IDLE_TIME=4", "dtcps", "-d", PREFIX)
+    with Program(net.server, "tests/hasty", *words) as server:
+        server.wait_for("listening")
+        with Talker(net, "itojun", "wrong", "host") as stranger:
+            assert stranger.answer == f"-ERR {wire.BAD_LOGIN}"
+            server.wait_for(f">> -ERR {wire.TIMED_OUT}")
+        with Talker(net, "itojun", "secret", "host") as silent:
+            assert silent.answer.startswith("+OK")
+            # No FIN comes from a host that has lost its power.
+            net.router.run(["ip", "link", "set", "eth0", "down"])
+            server.wait_for("itojun: down: timed out")
+            wait_until("its tunnel is gone", lambda: not _gifs(net))
+        net.router.run(["ip", "link", "set", "eth0", "up"])
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(40, "K12")
+def test_a_second_tunnel_in_one_session_is_refused_and_leaks_nothing(net: Internet) -> None:
+    with serve(net) as server:
+        before = net.server.snapshot()
+        script = (
+            "import hashlib, socket\n"
+            f"s = socket.create_connection(('{SERVER4}', 20200), 10); f = s.makefile('rb')\n"
+            "c = f.readline().split()[1]\n"
+            "d = hashlib.md5(b'itojun' + c + b'secret').hexdigest().upper()\n"
+            "for t in 'host', 'tunnelonly', 'network':\n"
+            "    s.sendall(f'tunnel itojun {d} {t}\\n'.encode())\n"
+            "    print(f.readline().decode().strip())\n"
+        )
+        answers = net.client.run([sys.executable, "-c", script]).stdout.splitlines()
+        assert answers[0].startswith("+OK 203.0.113.7")
+        assert answers[1:] == [f"-ERR {wire.HAVE_TUNNEL}"] * 2
+        wait_until("no tunnel is left", lambda: not _gifs(net))
+        assert difference(before, net.server.snapshot()) == []
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(41)
+def test_when_all_are_given_away_the_session_goes_on(net: Internet) -> None:
+    """UDP ports are what can run out first."""
+    net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
+    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
+    script = (
+        "import hashlib, socket, sys\n"
+        f"s = socket.create_connection(('{SERVER4}', 20200), 10, ('203.0.113.20', 0))\n"
+        "f = s.makefile('rb'); c = f.readline().split()[1]\n"
+        "d = hashlib.md5(b'jun' + c + b'hidden').hexdigest().upper()\n"
+        "for t in 'tunnelonly udp=4028', 'tunnelonly':\n"
+        "    s.sendall(f'tunnel jun {d} {t}\\n'.encode()); print(f.readline().decode().strip())\n"
+    )
+    with Program(net.server, "dtcps", "-d", "-U", "-b", "65535", PREFIX) as server:
+        server.wait_for("listening")
+        with Talker(net, "itojun", "secret", "tunnelonly udp=4028") as one:
+            assert one.answer == "+OK 203.0.113.7 192.0.2.1 udp=65535"
+            answers = net.client.run([sys.executable, "-c", script]).stdout.splitlines()
+            assert answers == [f"-ERR {wire.SOLD_OUT}", "+OK 203.0.113.20 192.0.2.1"]
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(42, "K13")
+@pytest.mark.parametrize("step", ["create", "tunnel", "up"])
+def test_a_client_that_is_gone_in_mid_setup_leaves_nothing(net: Internet, step: str) -> None:
+    with serve(net) as server:
+        before = net.server.snapshot()
+        fault = {"command": "ifconfig", "match": [step], "do": "hang"}
+        net.server.write("/run/freebsd/faults", json.dumps([fault]))
+        script = (
+            "import hashlib, socket, struct, sys\n"
+            f"s = socket.create_connection(('{SERVER4}', 20200), 10)\n"
+            "c = s.makefile('rb').readline().split()[1]\n"
+            "d = hashlib.md5(b'itojun' + c + b'secret').hexdigest().upper()\n"
+            "s.sendall(f'tunnel itojun {d} host\\n'.encode()); sys.stdin.read()\n"
+            "s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))\n"
+        )
+        client = net.client.popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+        server.wait_for(f"# ifconfig .*{step}")
+        client.communicate()  # ends it with a reset
+        wait_until("nothing is left", lambda: not _gifs(net))
+        net.server.run(["rm", "/run/freebsd/faults"])
+        wait_until("as before", lambda: difference(before, net.server.snapshot()) == [])
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(42)
+def test_many_tunnels_are_all_gone_in_bounded_time(net: Internet, figure: Figure) -> None:
+    many = 12
+    sources = [f"203.0.113.{20 + number}" for number in range(many)]
+    for source in sources:
+        net.client.run(["ifconfig", "em0", "inet", f"{source}/32", "alias"])
+    users = "".join(f"user{number}:secret\n" for number in range(many))
+    net.server.write("/usr/local/etc/dtcps.users", users)
+    before = net.server.snapshot()
+    with ExitStack() as stack:
+        server = stack.enter_context(Program(net.server, "dtcps", "-d", PREFIX))
+        server.wait_for("listening")
+        for number, source in enumerate(sources):
+            talker = Talker(net, f"user{number}", "secret", "host", source)
+            assert stack.enter_context(talker).answer.startswith("+OK")
+        assert _gifs(net) == many
+        server.send(signal.SIGTERM)
+        assert server.status(limit=20) == 0
+    assert difference(before, net.server.snapshot()) == []
+    figure("The server ends with all its tunnels, in bounded time", "tunnels", many)
