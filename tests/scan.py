@@ -48,7 +48,7 @@ class Conversation:
             words = lines[0].decode("ascii").split()
             challenge = words[1] if len(words) > 1 else ""
             # Few have the right password: a tunnel takes a second, and there are thousands.
-            wrong = self._chance.random() < 0.99
+            wrong = self._chance.random() < 0.97
             self._pieces = client_says(self._chance, "" if wrong else challenge)
         with contextlib.suppress(OSError):
             self._say()
