@@ -43,7 +43,7 @@ UDP_PORT = 4028
 
 CONNECT_TIME = 10.0  # seconds for one address of the server
 RESOLVE_TIME = 30.0
-LOOK_TIME = 60.0  # seconds between two looks at the network, when nobody watches it for us
+LOOK_TIME = 60.0  # seconds between two looks at the network, when nobody tells us of changes
 SCRIPT_TIME = 10.0  # seconds that the script of -s may take
 
 # Of -U: a NAT may forget a UDP flow after 30 s (RFC 4787 section 4.3 asks for 2 minutes).
@@ -633,6 +633,12 @@ class Client:
             has_default = self._system.default_route(self._wanted.fib)
             self._host = self._host._replace(default_route=has_default)
         if not self._system.done:
+            for address in (granted.inner, granted.peer):
+                if address is not None and is_here(address):
+                    raise Failure(
+                        f"{self._options.server}: the server's grant makes no sense:"
+                        f" {address} is an address of this host already"
+                    )
             fib = self._wanted.fib
             routed = tuple(each for each in granted.prefixes if self._system.has_route(each, fib))
             self._host = self._host._replace(routed=routed)
@@ -680,7 +686,7 @@ class Client:
         if event:
             self._say_what_is_up(granted, steps)
         self._log.notice(f"up after {time.monotonic() - self._begun:.1f} s")
-        self._tell(state="up", **({"since": time.time()} if event else {}))
+        self._tell(state="up", **({"since": time.monotonic()} if event else {}))
         if event:
             self._script(event)
 
@@ -768,9 +774,8 @@ class Client:
         looked = time.monotonic()
         while True:
             connection.look()
-            until = heart.next if heart else math.inf
-            if self._monitor is None:
-                until = min(until, looked + LOOK_TIME)
+            # A change is told by the monitor, unless that has only just begun, or missed it.
+            until = min(heart.next if heart else math.inf, looked + LOOK_TIME)
             changed = self._wait(until - time.monotonic(), connection)
             now = time.monotonic()
             if heart is not None and heart.next <= now:
@@ -778,7 +783,7 @@ class Client:
             if self._signals.reload:
                 self._signals.reload = False
                 raise Failure("told to log in again", TRY_AGAIN, asked=True)
-            if changed or (self._monitor is None and looked + LOOK_TIME <= now):
+            if changed or looked + LOOK_TIME <= now:
                 looked = now
                 self._look(connection)
 
@@ -880,7 +885,7 @@ class Client:
         self._tell(
             state="waiting",
             last_reason=str(failure),
-            next_attempt=time.time() + delay,
+            next_attempt=time.monotonic() + delay,
             reconnects=int(str(self._facts.get("reconnects", 0))) + 1,
         )
         return delay
@@ -1020,6 +1025,9 @@ def show_status(options: argparse.Namespace) -> int:
     pid = daemon.locked_by(options.pid_file)
     facts = Ledger(options.files + ".state").facts() if pid else {}
     if options.json:
+        for name in {"since", "next_attempt"} & facts.keys():
+            # Kept by the clock that nobody sets, which is the same for all processes of a host.
+            facts[name] = time.time() - time.monotonic() + float(str(facts[name]))
         show([json.dumps({"state": "not running"} | facts, indent=1)])
     else:
         show(status_lines(facts))
@@ -1028,7 +1036,7 @@ def show_status(options: argparse.Namespace) -> int:
 
 def status_lines(facts: dict[str, object]) -> list[str]:
     """The state for people; the first line says the most."""
-    now = time.time()
+    now = time.monotonic()
     login = "{server} as {user}, type {type}".format_map(
         {name: facts.get(name) for name in ("server", "user", "type")}
     )
@@ -1233,9 +1241,10 @@ def own_address(server: IPv4Address | None) -> IPv4Address | None:
         return None if address.is_unspecified else address
 
 
-def is_here(address: IPv4Address) -> bool:
+def is_here(address: IPv4Address | IPv6Address) -> bool:
     """Whether this host has that address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
             sock.bind((str(address), 0))
         except OSError:

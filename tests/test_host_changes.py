@@ -1,0 +1,107 @@
+"""A host that has other ideas than its tunnel: addresses, routes and undos that others have."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from lab.internet import Internet
+from lab.snapshot import difference
+from tests.running import Program, login, ping, serve, wait_until
+
+pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
+
+
+@pytest.mark.hazard(10)
+@pytest.mark.parametrize("low", ["6", "5"])
+def test_an_inner_address_that_we_have_already_is_refused(net: Internet, low: str) -> None:
+    net.client.run(["ifconfig", "em0", "inet6", f"2001:db8:1::{low}", "prefixlen", "64", "up"])
+    net.client.run(["ifconfig", "em0", "inet6", "-ifdisabled"])
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            assert client.status() == 1
+        assert client.lines[-1] == (
+            "dtcpc: tunnel.example.org: the server's grant makes no sense:"
+            f" 2001:db8:1::{low} is an address of this host already"
+        )
+        assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.hazard(11)
+def test_a_delegated_prefix_over_a_network_of_ours_leaves_it_alone(net: Internet) -> None:
+    """The more specific route wins, and stays."""
+    net.client.run(["ifconfig", "em0", "inet6", "2001:db8:3c3:7::1", "prefixlen", "64"])
+    net.client.run(["ifconfig", "em0", "inet6", "-ifdisabled"])
+    way = ["route", "-n", "get", "-inet6", "2001:db8:3c3:7::99"]
+    with serve(net):
+        before = net.client.snapshot()
+        ours = net.client.run(way).stdout
+        assert "interface: em0" in ours
+        with login(net.client, "-t", "network") as client:
+            client.wait_for("up after")
+            assert net.client.run(way).stdout == ours
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.hazard(20)
+def test_an_undo_that_fails_is_told_and_keeps_no_other_from_being_tried(net: Internet) -> None:
+    with serve(net), login(net.client, "-t", "network") as client:
+        client.wait_for("up after")
+        fault = {"command": "route", "match": ["delete"], "do": "exit1"}
+        net.client.write("/run/freebsd/faults", json.dumps([fault]))
+        assert client.end() == 1
+        client.wait_for("could not be undone: route -n delete .*: something went wrong")
+        assert "gif" not in net.client.run(["ifconfig", "-l"]).stdout
+        # What is left is written down for the next start.
+        assert "route" in net.client.read("/run/dtcpc.state")
+        with login(net.client, "-t", "network") as again:
+            again.wait_for("undoing what a killed dtcpc has left")
+            again.wait_for("up after")
+            assert again.end() == 0
+
+
+def _is_watched(net: Internet) -> bool:
+    """Whether somebody on the client listens to rtnetlink(7)."""
+    lines = net.client.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]
+    return any(words[1] == "0" and int(words[3], 16) for words in map(str.split, lines))
+
+
+@pytest.mark.hazard(23)
+def test_an_interface_that_is_destroyed_under_us_is_made_anew(net: Internet) -> None:
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-l", "-t", "host") as client:
+            client.wait_for("up after")
+            seen = len(client.lines)
+            wait_until("it is told of changes", lambda: _is_watched(net))
+            net.client.run(["ifconfig", "gif0", "destroy"])
+            client.wait_for("lost: somebody has removed the tunnel; trying again at once")
+            wait_until("back", lambda: any("up after" in line for line in client.lines[seen:]))
+            assert ping(net.client)
+            told = [line for line in client.lines[seen:] if not re.search(": (#|<<|>>) ", line)]
+            assert len(told) < 10
+            assert not any("could not" in line for line in told)
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.hazard(24)
+def test_an_interface_that_looks_like_ours_but_is_not_stays(net: Internet) -> None:
+    """The same name and group as what a killed instance left, but not its mark."""
+    with serve(net) as server:
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("up after")
+            client.end(9)
+        server.wait_for("itojun: down")
+        net.client.run(["ifconfig", "gif0", "destroy"])
+        foreign = "dtcpc somebody@elsewhere pid 1"
+        net.client.run(["ifconfig", "gif0", "create", "group", "dtcp", "description", foreign])
+        theirs = net.client.run(["ifconfig", "gif0"]).stdout
+        with Program(net.client, "dtcpc", "-u", "itojun", "-t", "host", "tunnel.example.org") as it:
+            it.wait_for("up after")
+            assert it.end() == 0
+        assert net.client.run(["ifconfig", "gif0"]).stdout == theirs
