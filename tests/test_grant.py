@@ -169,6 +169,7 @@ def test_both_ends_may_be_on_loopback_where_the_server_is() -> None:
 # --- NAT --------------------------------------------------------------------------------------
 
 
+@pytest.mark.hazard(14, "K3")
 def test_a_nat_is_told_in_one_message_with_both_addresses_and_the_ways_out() -> None:
     with pytest.raises(BehindNat) as caught:
         read("198.51.100.9 192.0.2.1", "tunnelonly")
@@ -294,6 +295,7 @@ REFUSED: list[tuple[str, str, str]] = [
 ]
 
 
+@pytest.mark.hazard(7, 8, 9, 10, 11)
 @pytest.mark.parametrize(
     ("tunnel_type", "reply", "message"),
     REFUSED,
@@ -341,6 +343,7 @@ words = st.one_of(
 )
 
 
+@pytest.mark.hazard(8, "K2")
 @settings(max_examples=200, deadline=None)
 @given(st.lists(words, max_size=12), types, st.booleans())
 def test_only_addresses_ever_come_out(said: list[str], tunnel_type: str, nat: bool) -> None:

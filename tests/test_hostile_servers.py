@@ -267,6 +267,7 @@ def heard(lab: Lab, port: int) -> list[str]:
     return [line for line in lab.server.lines if line.startswith(f"{port} heard")]
 
 
+@pytest.mark.hazard(1, 2, 3, 4, 6, 13, 15, "C1", "K1")
 @pytest.mark.parametrize("case", STRANGERS.values(), ids=STRANGERS)
 def test_who_does_not_greet_as_a_dtcp_server_gets_no_digest(lab: Lab, case: Case) -> None:
     port = port_of(case)
@@ -275,6 +276,7 @@ def test_who_does_not_greet_as_a_dtcp_server_gets_no_digest(lab: Lab, case: Case
     assert heard(lab, port) == []
 
 
+@pytest.mark.hazard(6, 13, "K6")
 @pytest.mark.parametrize("case", ANSWERS.values(), ids=ANSWERS)
 def test_a_strange_answer_to_the_login_is_told_in_one_line(lab: Lab, case: Case) -> None:
     port = port_of(case)
@@ -282,6 +284,7 @@ def test_a_strange_answer_to_the_login_is_told_in_one_line(lab: Lab, case: Case)
         gives(program, port, case.status, case.why)
 
 
+@pytest.mark.hazard(7, 8, 9, 10, 11)
 @pytest.mark.parametrize("case", GRANTS.values(), ids=GRANTS)
 def test_a_grant_that_makes_no_sense_is_refused_whole(lab: Lab, case: Case) -> None:
     port = port_of(case)
@@ -311,6 +314,7 @@ def test_no_answer_to_the_connection(lab: Lab) -> None:
     gives(lab.slow[BLACK_HOLE], BLACK_HOLE, TRY_AGAIN, why, 20)
 
 
+@pytest.mark.hazard(5, "K7")
 @pytest.mark.parametrize("case", SILENT.values(), ids=SILENT)
 def test_a_server_that_falls_silent_costs_half_a_minute(lab: Lab, case: Case) -> None:
     port = port_of(case)
@@ -332,6 +336,7 @@ def is_as_it_was(lab: Lab) -> None:
 # --- where a tunnel comes up, or could --------------------------------------------------------
 
 
+@pytest.mark.hazard(17, "K4")
 @pytest.mark.parametrize("end", ["end", "reset"])
 def test_a_server_that_leaves_at_once_takes_the_tunnel_with_it(net: Internet, end: str) -> None:
     scene = [["say", GREETING], ["hear"], ["say", f"+OK {PAIR} {PREFIX}6 {PREFIX}5\r\n"], [end]]
@@ -352,6 +357,7 @@ def test_a_server_that_leaves_at_once_takes_the_tunnel_with_it(net: Internet, en
 EXTRA = "$(>/run/owned) ;>/run/owned `>/run/owned` -alias gif0 fe80::1%em0 \x1b[2J destroy"
 
 
+@pytest.mark.hazard(8, "K2")
 def test_no_word_of_the_server_reaches_a_command(net: Internet) -> None:
     words = f"+OK {PAIR} {PREFIX}0006 {PREFIX}0005 {EXTRA}\r\n"
     scene = [["say", GREETING], ["hear"], ["say", words], ["silent"]]
@@ -371,6 +377,7 @@ def test_no_word_of_the_server_reaches_a_command(net: Internet) -> None:
     assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(14)
 def test_a_nat_is_told_and_the_server_gets_a_goodbye(lab: Lab) -> None:
     scene = [["say", GREETING], ["hear"], ["say", f"+OK 198.51.100.9 {SERVER4}\r\n"], ["silent"]]
     scenes = json.dumps({"20999": scene})

@@ -81,6 +81,7 @@ def test_a_different_grant_changes_only_the_difference(net: Internet) -> None:
             assert client.end() == 0
 
 
+@pytest.mark.hazard(26)
 def test_a_change_of_our_own_address_is_noticed_at_once(net: Internet) -> None:
     with serve(net):
         before = net.client.snapshot()
@@ -116,6 +117,7 @@ def test_a_change_of_our_own_address_is_noticed_at_once(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard("C5")
 def test_a_refused_login_takes_the_tunnel_down_and_waits_long(net: Internet) -> None:
     server = serve(net)
     with login(net.client, "-l", "-t", "host") as client:
@@ -129,6 +131,7 @@ def test_a_refused_login_takes_the_tunnel_down_and_waits_long(net: Internet) -> 
             assert client.end() == 0
 
 
+@pytest.mark.hazard(25)
 def test_hup_logs_in_again_without_a_flap(net: Internet) -> None:
     """Without -l too."""
     with serve(net), login(net.client, "-t", "host") as client:

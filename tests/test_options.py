@@ -207,6 +207,7 @@ def is_untouched(listener: socket.socket, place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.hazard(12, "K8")
 @pytest.mark.parametrize(
     ("words", "why"), WRONG, ids=[ascii(" ".join(words))[1:-1] for words, _ in WRONG]
 )

@@ -62,6 +62,7 @@ def test_the_line_of_server_and_user_is_found(file: Path, text: bytes, secret: s
     assert found(file) == secret
 
 
+@pytest.mark.hazard(30)
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -85,6 +86,7 @@ def test_a_file_that_cannot_be_meant_is_refused_without_its_text(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.hazard(30)
 def test_the_largest_file_is_a_mebibyte(file: Path) -> None:
     line = b"tunnel.example.org:itojun:secret\n"
     comment = b"#" * (password.LARGEST - len(line) - 1) + b"\n"
@@ -107,6 +109,7 @@ def test_a_file_that_only_its_owner_can_use_is_believed(file: Path, mode: int) -
     assert found(file) == "secret"
 
 
+@pytest.mark.hazard(30)
 @pytest.mark.parametrize(
     ("mode", "how"),
     [
@@ -129,6 +132,7 @@ def test_a_file_that_others_can_use_is_refused_with_the_remedy(
     assert str(caught.value) == f"{file}: {how} by others; chmod 600 {file}"
 
 
+@pytest.mark.hazard(30)
 @pytest.mark.usefixtures("enclosed")
 def test_a_file_of_somebody_else_is_refused_with_the_remedy(file: Path) -> None:
     file.write_text(LINE)
@@ -166,6 +170,7 @@ def test_a_file_that_we_may_not_read_is_named(file: Path, request: pytest.Fixtur
     assert str(caught.value) == f"{file}: Permission denied"
 
 
+@pytest.mark.hazard(30)
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
 def test_a_directory_in_which_others_can_replace_the_file_is_refused(file: Path, mode: int) -> None:
     file.write_text(LINE)
@@ -181,6 +186,7 @@ def test_a_directory_in_which_others_cannot_replace_it_will_do(file: Path) -> No
     assert found(file) == "secret"
 
 
+@pytest.mark.hazard(30)
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
@@ -327,6 +333,7 @@ def test_the_interrupt_key_ends_it_and_restores_the_terminal(net: Internet) -> N
     assert "Traceback" not in said
 
 
+@pytest.mark.hazard(25)
 @pytest.mark.lab
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_ends_it_and_restores_the_terminal(net: Internet, name: str) -> None:
@@ -390,6 +397,7 @@ def test_a_named_file_that_is_not_there_is_an_error_and_no_prompt(net: Internet)
     assert run.stderr == "dtcpc: /run/nowhere: no such file\n"
 
 
+@pytest.mark.hazard(31)
 @pytest.mark.lab
 def test_the_password_is_in_no_argument_and_no_environment(net: Internet) -> None:
     script = [["say", f"+OK {'0' * 32} x\r\n"], ["silent"]]

@@ -23,6 +23,7 @@ def _tunnels(net: Internet) -> list[str]:
     return sorted(re.findall(r"tunnel inet (\S+ --> \S+)", shown))
 
 
+@pytest.mark.hazard("K16")
 def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> None:
     sources = [f"203.0.113.{number}" for number in (20, 21, 22)]
     for source in sources:
@@ -49,6 +50,7 @@ def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> N
     assert difference(before, net.server.snapshot()) == []
 
 
+@pytest.mark.hazard(44)
 def test_a_slow_command_for_one_keeps_nobody_else_waiting(net: Internet) -> None:
     net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
     with serve(net) as server:
@@ -83,6 +85,7 @@ def test_answers(net: Internet, user: str, password: str, tunnel_type: str, answ
         assert talker.answer == answer
 
 
+@pytest.mark.hazard(40, "K15")
 def test_a_new_login_replaces_the_old_one(net: Internet) -> None:
     """The client's machine was switched off and is back: its old connection is half open."""
     with serve(net) as server, Talker(net, "itojun", "secret", "host") as old:
@@ -114,6 +117,7 @@ def test_what_a_killed_server_left_is_removed_by_the_next(net: Internet) -> None
         assert not _tunnels(net)
 
 
+@pytest.mark.hazard(42)
 def test_it_ends_with_its_tunnels(net: Internet) -> None:
     with serve(net) as server, Talker(net, "itojun", "secret", "network"):
         assert _tunnels(net)
@@ -121,6 +125,7 @@ def test_it_ends_with_its_tunnels(net: Internet) -> None:
         assert not _tunnels(net)
 
 
+@pytest.mark.hazard(44, "K13")
 def test_a_failed_setup_is_undone_and_tells_the_client_nothing(net: Internet) -> None:
     with serve(net) as server:
         before = net.server.snapshot()
@@ -132,6 +137,7 @@ def test_a_failed_setup_is_undone_and_tells_the_client_nothing(net: Internet) ->
         assert difference(before, net.server.snapshot()) == []
 
 
+@pytest.mark.hazard(43, "K14")
 @pytest.mark.parametrize(
     ("file", "text", "mode", "message"),
     [

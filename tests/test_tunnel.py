@@ -72,6 +72,7 @@ def test_a_link_without_addresses_carries_packets(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(25)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_changes_nothing(net: Internet, number: signal.Signals) -> None:
     with serve(net):
@@ -84,12 +85,14 @@ def test_a_second_signal_changes_nothing(net: Internet, number: signal.Signals) 
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(22, "K5")
 def test_a_static_default_route_stays(net: Internet) -> None:
     net.client.run(["ifconfig", "em0", "inet6", "2001:db8:f::7", "prefixlen", "64", "alias"])
     net.client.run(["route", "-n", "add", "-inet6", "default", "2001:db8:f::1"])
     _another_default_stays(net)
 
 
+@pytest.mark.hazard(22, "K5")
 def test_an_advertised_default_route_stays(release: str, enclosed: None) -> None:
     with Internet(release, lan=True) as net:
         net.client.run(["ifconfig", "em1", "inet6", "-ifdisabled", "accept_rtadv", "up"])
@@ -211,6 +214,7 @@ def test_dry_run_changes_nothing_and_its_output_makes_the_tunnel(net: Internet) 
             assert ping(net.client)
 
 
+@pytest.mark.hazard(34)
 def test_a_second_instance_names_the_first(net: Internet) -> None:
     with serve(net), login(net.client, "-t", "host") as first:
         first.wait_for("up after")
@@ -241,6 +245,7 @@ def test_a_fib_of_its_own(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(24)
 def test_a_refused_outer_pair_is_noticed_and_rolled_back(net: Internet) -> None:
     """ifconfig exits 0 when the kernel refuses the pair, because another gif has it."""
     net.client.run(["ifconfig", "gif0", "create", "tunnel", "203.0.113.7", "192.0.2.1"])
@@ -255,6 +260,7 @@ def test_a_refused_outer_pair_is_noticed_and_rolled_back(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(16, "K4", "K6")
 def test_the_end_of_the_server_is_the_end_of_the_tunnel(net: Internet) -> None:
     for number, reason in (
         (signal.SIGKILL, "lost: the server closed the connection"),
@@ -270,6 +276,7 @@ def test_the_end_of_the_server_is_the_end_of_the_tunnel(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(14, "K3")
 def test_behind_a_nat(release: str, enclosed: None) -> None:
     """Without -n one message that says what this is; with -n the outer source is our own."""
     with Internet(release, nat=True) as net, serve(net) as server:
@@ -288,6 +295,7 @@ def test_behind_a_nat(release: str, enclosed: None) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(33)
 def test_a_plain_jail_is_told_before_anything_is_sent(net: Internet) -> None:
     net.client.write("/run/freebsd/jail", "plain")
     with net.router.capture("eth0", "tcp") as capture, login(net.client) as client:

@@ -66,6 +66,7 @@ def lines(data: bytes, way: str) -> list[str]:
     return found
 
 
+@pytest.mark.hazard(4)
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -98,6 +99,7 @@ def test_lines_may_be_cut_anywhere() -> None:
         assert found == ["a long line", "x", "", "y"]
 
 
+@pytest.mark.hazard(3, 4)
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -119,6 +121,7 @@ def test_no_line_is_long_or_holds_cr_or_nul(data: bytes, why: str, way: str) -> 
         lines(data, way)
 
 
+@pytest.mark.hazard(3)
 def test_a_line_without_end_costs_no_memory() -> None:
     buffer = LineBuffer()
     for _ in range(513):
@@ -129,6 +132,7 @@ def test_a_line_without_end_costs_no_memory() -> None:
         buffer.next_line()
 
 
+@pytest.mark.hazard(13)
 @pytest.mark.parametrize(
     ("hostile", "shown"),
     [
@@ -207,6 +211,7 @@ def test_a_challenge_in_lower_case_is_used_as_it_came(untrailed: str) -> None:
     assert told.client.take() == b"tunnel foo 86FE511A0E64D4E5EF36B8559B5FF553 tunnelonly\r\n"
 
 
+@pytest.mark.hazard(2, "C1", "K1")
 @pytest.mark.parametrize(
     ("greeting", "why"),
     [
@@ -239,6 +244,7 @@ def test_no_digest_is_sent_to_a_greeting_without_a_challenge(
     assert told.client.take() == b""
 
 
+@pytest.mark.hazard(6)
 def test_no_digest_is_sent_to_a_server_that_answers_before_it_is_asked() -> None:
     for behind in (b"+", b"+OK 203.0.113.7 192.0.2.1\r\n", b"\n"):
         told = Told()
@@ -271,6 +277,7 @@ def test_nothing_may_stand_behind_the_grant() -> None:
         told.client.receive(GRANT + b"+", 0)
 
 
+@pytest.mark.hazard(15)
 @pytest.mark.parametrize(
     ("banner", "what"),
     [
@@ -296,6 +303,7 @@ def test_another_protocol_is_known_by_its_first_bytes(banner: bytes, what: str) 
         Told().client.receive(banner[:1], 0)
 
 
+@pytest.mark.hazard("C5")
 @pytest.mark.parametrize(
     ("text", "temporary"),
     [
@@ -327,6 +335,7 @@ def test_a_refused_login_is_over_and_says_whether_to_come_again(
     assert told.client.take() == b""
 
 
+@pytest.mark.hazard(1)
 def test_a_server_that_refuses_in_its_greeting_may_take_us_later(way: str) -> None:
     told = Told()
     (refused,) = feed(told.client, b"-ERR \x1b[31mnot now\x07\r\n", way)
@@ -391,6 +400,7 @@ def test_a_server_that_repeats_the_digest_does_not_bring_it_out(verb: str, echo:
 # --- the client: times ------------------------------------------------------------------------
 
 
+@pytest.mark.hazard(5, "K7")
 def test_no_byte_of_a_slow_server_extends_the_deadline_of_the_login() -> None:
     # One byte a second: the greeting would take 53 s, each single wait only one.
     client = Client(USER, PASSWORD, "tunnelonly", 1000)
@@ -445,6 +455,7 @@ def test_a_ping_that_is_missed_is_followed_by_another_at_once() -> None:
     assert client.deadline == 90
 
 
+@pytest.mark.hazard(16, "K4")
 def test_two_pings_missed_in_a_row_are_the_end() -> None:
     client = up()
     assert client.tick(60) == client.tick(75) == client.tick(89.9) == []
@@ -480,6 +491,7 @@ def test_a_ping_that_was_never_answered_is_forgiven_by_the_next_answer() -> None
     assert client.tick(246) == [Lost("no answer to two pings")]
 
 
+@pytest.mark.hazard(16, "K4")
 def test_an_error_is_the_end_of_a_tunnel_that_is_up(way: str) -> None:
     for pinged in (True, False):
         client = up()
@@ -640,6 +652,7 @@ WRONG_LOGINS = {
 }
 
 
+@pytest.mark.hazard(38, "C3")
 @pytest.mark.parametrize("login", WRONG_LOGINS.values(), ids=WRONG_LOGINS)
 def test_wrong_logins_read_the_same_whoever_it_was(login: bytes, way: str) -> None:
     asking = Asking()
@@ -650,6 +663,7 @@ def test_wrong_logins_read_the_same_whoever_it_was(login: bytes, way: str) -> No
     assert asking.say(LOGIN) == [Asked("foo", "tunnelonly")]
 
 
+@pytest.mark.hazard(38, "C3")
 @pytest.mark.parametrize("user", ["foo", "nobody", "../x", "root;", "x" * 300])
 def test_wrong_logins_cost_the_same_whoever_it_was(
     user: str, monkeypatch: pytest.MonkeyPatch
@@ -666,6 +680,7 @@ def test_wrong_logins_cost_the_same_whoever_it_was(
     assert counted == [user]
 
 
+@pytest.mark.hazard(39)
 def test_no_strange_name_is_looked_up() -> None:
     asked: list[str] = []
 
@@ -683,6 +698,7 @@ def test_a_nul_in_a_user_is_no_line_at_all(way: str) -> None:
         Asking().say(wrong("f\0o"), way)
 
 
+@pytest.mark.hazard(38, "C2", "K10")
 @pytest.mark.parametrize("failures", list(WRONG_LOGINS.values())[:3])
 def test_the_third_wrong_login_ends_the_session(failures: bytes, way: str) -> None:
     asking = Asking()
@@ -692,6 +708,7 @@ def test_the_third_wrong_login_ends_the_session(failures: bytes, way: str) -> No
     assert asking.answers(LOGIN) == b""
 
 
+@pytest.mark.hazard(37)
 def test_the_fifth_bad_command_ends_the_session(asking: Asking, way: str) -> None:
     for _ in range(4):
         assert asking.answers(b"hello\nping\n") == b"-ERR invalid command\r\n" + PONG
@@ -725,6 +742,7 @@ def test_a_refused_tunnel_leaves_the_session_for_another_try() -> None:
     assert asking.say(LOGIN, now=2) == [Asked("foo", "tunnelonly")]
 
 
+@pytest.mark.hazard(40, "K12")
 def test_a_second_tunnel_is_refused_and_the_first_stays(way: str) -> None:
     asking = admitted()
     assert asking.answers(LOGIN, way) == b"-ERR this connection has a tunnel already\r\n"
@@ -758,6 +776,7 @@ def test_what_waits_behind_a_request_is_bounded() -> None:
         asking.say(b"\n")
 
 
+@pytest.mark.hazard(36)
 def test_a_client_has_a_minute_to_log_in_whatever_it_says() -> None:
     asking = Asking(now=1000)
     for second in range(60):
@@ -772,6 +791,7 @@ def test_a_client_has_a_minute_to_log_in_whatever_it_says() -> None:
     assert asking.session.tick(1061) == []
 
 
+@pytest.mark.hazard(36)
 def test_a_tunnel_is_kept_while_a_line_comes_every_five_minutes() -> None:
     asking = admitted(now=10)
     for now, line in (
@@ -823,6 +843,7 @@ def test_the_servers_trace_has_no_digest(login: bytes, way: str) -> None:
     assert DIGEST[:8] not in said.upper().replace(CHALLENGE, "")
 
 
+@pytest.mark.hazard(46)
 def test_the_servers_trace_cannot_be_forged() -> None:
     asking = Asking()
     asking.say(b"x\x1b[2J\x0b\x85 << +OK\n")
