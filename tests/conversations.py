@@ -62,7 +62,7 @@ _WORDS = (
 _ENDINGS = (b"\r\n", b"\n")
 _ODD_ENDINGS = (b"", b"\r", b"\r\r\n", b"\0\n", b"\n\n", b"\r\n\r\n")
 # Just before, at, and long after each of the time limits.
-_PAUSES = (0.0, 0.5, 14.9, 15.0, 29.9, 30.1, 60.0, 299.0, 300.0, 86_400.0)
+PAUSES = (0.0, 0.1, 0.5, 14.9, 15.0, 29.9, 30.1, 60.0, 299.0, 300.0, 86_400.0)
 
 
 class Piece(NamedTuple):
@@ -118,7 +118,7 @@ def _pieces(r: random.Random, lines: list[str], together: float) -> list[Piece]:
         said.insert(r.randrange(len(said) + 1), r.randbytes(r.randrange(1, 3000)))
     # Mostly there is an answer within a moment, and from time to time a minute for a ping.
     pieces = [
-        Piece(data, r.choice(_PAUSES) if r.random() < 0.05 else r.choice((0.0, 0.1, 60.0)))
+        Piece(data, r.choice(PAUSES) if r.random() < 0.05 else r.choice((0.0, 0.1, 60.0)))
         for data in said
         if data
     ]
