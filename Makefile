@@ -40,7 +40,7 @@ PROGRAMS=	dtcpc dtcps
 LIBRARY=	__init__ cli daemon grant ledger password plan speaker system wire
 RC_SCRIPTS=	dtcpc dtcps
 MANUALS=	dtcpc.auth.5 dtcpc.8 dtcps.8
-DOCUMENTS=	jails.md migration.md udp.md
+DOCUMENTS=	jails.md migration.md trust.md udp.md
 
 PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
 		"@sample(root,wheel,600) etc/dtcps.users.sample" \
