@@ -18,7 +18,7 @@ HAZARDS: dict[int | str, str] = {
     8: "names, options, shell words or odd spellings for addresses: only canonical ones go on",
     9: "an outer end that cannot be one: refused; another than we logged in to: told",
     10: "inner addresses that cannot be any, or are elsewhere on the host: refused",
-    11: "a delegated prefix too short, too long, not global, or somebody else's: refused",
+    11: "a delegated prefix too short, too long, not global: refused; one over our nets: they stay",
     12: "an MTU below 1280 or above 8192: a usage error before connecting",
     13: "escape sequences and endless text of the server: visible and short in log and terminal",
     14: "the server sees another address: there is a NAT; the end, unless -n",
