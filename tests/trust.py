@@ -49,6 +49,7 @@ def configure(config: pytest.Config) -> None:
     """Record, if we are asked to and are no worker of xdist."""
     path = os.environ.get("FIGURES")
     if path and not hasattr(config, "workerinput"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         config.pluginmanager.register(Recorder(path))
 
 
