@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
-from collections.abc import Callable
 
 import pytest
 
@@ -14,10 +13,12 @@ from lab.snapshot import difference
 from tests.fault_table import CASES, PATH, is_look
 from tests.running import Program, go_wrong, login, serve, wait_until
 from tests.tables import LEAST, fill, prepare
+from tests.trust import Figure
 
 pytestmark = pytest.mark.lab
 
 
+@pytest.mark.hazard(19, 20, 21)
 @pytest.mark.parametrize(
     ("plan", "release"),
     [(plan, ("15.1", "13.2")[number % 2]) for number, plan in enumerate(CASES)],
@@ -28,7 +29,7 @@ def test_whatever_fails_the_host_is_as_it_was(
     release: str,
     enclosed: None,
     capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    figure: Figure,
 ) -> None:
     # What hangs costs no processor: side by side with the others.
     with Internet(release, lan=True) as net, Internet(release, lan=True) as other:
@@ -43,7 +44,10 @@ def test_whatever_fails_the_host_is_as_it_was(
             now = host.snapshot()
             was["processes"] = now["processes"] = []  # fault_table looked: other numbers now
             assert difference(was, now) == []
-        record_property("faults", [table.cases for table in tables])
+        promise = "Whatever fails in whatever step, the host is as it was"
+        figure(promise, "plans", 1)
+        figure(promise, "commands that failed, lied or were missing", tables[0].cases)
+        figure(promise, "commands that hung", tables[1].cases)
         with capsys.disabled():
             print(f"\n{plan} ({release}): {tables[0].cases} faults and {tables[1].cases} hangs")
         for table, least in zip(tables, LEAST[plan][:2], strict=True):
@@ -62,6 +66,7 @@ LAN = ("-t", "network", "-P", "em1/1/::1")
 MESSAGE = "something went wrong, as the lab was told"
 
 
+@pytest.mark.hazard(19, 21, "K6", "K7")
 @pytest.mark.parametrize(
     ("words", "strikes", "kind", "command", "why"),
     [

@@ -14,6 +14,7 @@ from lab.snapshot import Snapshot, difference
 from tests import fault_table
 from tests.running import Program, go_wrong, login, serve, wait_until
 from tests.tables import LEAST, fill, prepare
+from tests.trust import Figure
 
 pytestmark = pytest.mark.lab
 
@@ -295,13 +296,18 @@ def test_a_state_file_that_makes_no_sense_stays_for_who_must_look(net: Internet)
             assert client.lines[-1] == f"dtcpc: {STATE}: not readable; remove it"
 
 
+@pytest.mark.hazard(24)
 @pytest.mark.parametrize(
     ("plan", "release"),
     [(plan, ("13.2", "15.1")[number % 2]) for number, plan in enumerate(fault_table.CASES)],
     indirect=["release"],
 )
 def test_in_every_step_of_every_plan(
-    plan: str, release: str, enclosed: None, capsys: pytest.CaptureFixture[str]
+    plan: str,
+    release: str,
+    enclosed: None,
+    capsys: pytest.CaptureFixture[str],
+    figure: Figure,
 ) -> None:
     """What the next start does before anything else makes the host what it was."""
     with Internet(release, lan=True) as net:
@@ -312,6 +318,7 @@ def test_in_every_step_of_every_plan(
         now = net.client.snapshot()
         before["processes"] = now["processes"] = []  # fault_table has looked
         assert difference(before, now) == []
+        figure("Whenever it is killed, the next start undoes what it left", "kills", table.cases)
         with capsys.disabled():
             print(f"\n{plan} ({release}): killed {table.cases} times")
         assert table.cases >= LEAST[plan][2]

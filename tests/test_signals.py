@@ -15,11 +15,14 @@ import pytest
 from lab.internet import Internet
 from lab.snapshot import difference
 from tests.running import ROOT, SERVER, Program, go_wrong, login, serve, wait_until
+from tests.trust import Figure
 
 pytestmark = pytest.mark.lab
 
 IN_TIME = 10.0  # seconds, by the manual
 GREETING = f"+OK {'0123456789ABCDEF' * 2} hello\r\n"
+
+PROMISE = "Told to end at any time, it does in time, and the host is as it was"
 
 # Those that end it and the one that does not; once and twice.
 SENT = [
@@ -100,13 +103,15 @@ STATES: dict[str, Callable[[Internet], AbstractContextManager[Program]]] = {
 }
 
 
+@pytest.mark.hazard(25)
 @pytest.mark.parametrize(
     ("state", "release"),
     [(state, ("15.1", "13.2")[number % 2]) for number, state in enumerate(STATES)],
     indirect=["release"],
 )
-def test_it_ends_in_time_and_leaves_nothing(net: Internet, state: str) -> None:
+def test_it_ends_in_time_and_leaves_nothing(net: Internet, state: str, figure: Figure) -> None:
     serve(net).end()  # for its files
+    figure(PROMISE, "states and signals", len(SENT))
     etc = {name: net.client.read(f"/etc/{name}") for name in ("nsswitch.conf", "resolv.conf")}
     before = net.client.snapshot()
     for numbers in SENT:
@@ -137,10 +142,11 @@ def test_hup_means_log_in_again_now(net: Internet, state: str) -> None:
         assert client.end() == 0
 
 
+@pytest.mark.hazard(25)
 @pytest.mark.parametrize(
     ("release", "share"), [("15.1", 0), ("13.2", 1)], indirect=["release"], ids=["15.1", "13.2"]
 )
-def test_in_every_step(net: Internet, share: int) -> None:
+def test_in_every_step(net: Internet, share: int, figure: Figure) -> None:
     """Each command hangs in its turn, and the signal comes while it does."""
     words = ("-t", "network", "-A", "2001:db8:3c3::1")
     with serve(net):
@@ -152,6 +158,7 @@ def test_in_every_step(net: Internet, share: int) -> None:
         ran = [line.partition("# ")[2] for line in client.lines[:up] if "dtcpc: # " in line]
         first = next(n for n, line in enumerate(ran) if line.startswith("ifconfig gif create"))
         assert len(ran) - first >= 9
+        figure(PROMISE, "steps that hung", len(range(first + share, len(ran), 2)))
         for number in range(first + share, len(ran), 2):
             go_wrong(net, {"nth": number + 1, "do": "hang"})
             sent = SENT[number // 2 % len(SENT)]

@@ -19,6 +19,7 @@ from dtcp.speaker import Event, Granted, Nonsense, Request, Speaker
 from lab.internet import Internet
 from lab.snapshot import difference
 from tests.running import PREFIX, SERVER, Program, login, serve, wait_until
+from tests.trust import Figure
 
 OWN, THERE = IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1")
 PAIR = f"{OWN} {THERE}"
@@ -229,7 +230,10 @@ LIES = {
 
 
 @pytest.mark.parametrize("line", LIES.values(), ids=LIES)
-def test_what_cannot_be_meant_ends_it(told: Callable[..., list[Event]], line: str) -> None:
+def test_what_cannot_be_meant_ends_it(
+    told: Callable[..., list[Event]], line: str, figure: Figure
+) -> None:
+    figure("What a server says is read without privileges, and not believed", "lies", 1)
     events = told(says(line))
     if line.startswith("1"):
         assert [type(event) for event in events] == [Nonsense]
