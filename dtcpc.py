@@ -44,6 +44,8 @@ UDP_PORT = 4028
 CONNECT_TIME = 10.0  # seconds for one address of the server
 RESOLVE_TIME = 30.0
 LOOK_TIME = 60.0  # seconds between two looks at the network, when nobody tells us of changes
+LOOK_SELDOM = 600.0  # when somebody does, in case he missed one
+LOOK_FIRST = 2.0  # seconds in which he has begun
 SCRIPT_TIME = 10.0  # seconds that the script of -s may take
 
 # Of -U: a NAT may forget a UDP flow after 30 s (RFC 4787 section 4.3 asks for 2 minutes).
@@ -771,11 +773,10 @@ class Client:
             self._keep_going(connection, heart)
 
     def _keep_going(self, connection: Connection, heart: Heartbeat | None) -> NoReturn:
-        looked = time.monotonic()
+        next_look = time.monotonic() + LOOK_FIRST
         while True:
             connection.look()
-            # A change is told by the monitor, unless that has only just begun, or missed it.
-            until = min(heart.next if heart else math.inf, looked + LOOK_TIME)
+            until = min(heart.next if heart else math.inf, next_look)
             changed = self._wait(until - time.monotonic(), connection)
             now = time.monotonic()
             if heart is not None and heart.next <= now:
@@ -783,8 +784,8 @@ class Client:
             if self._signals.reload:
                 self._signals.reload = False
                 raise Failure("told to log in again", TRY_AGAIN, asked=True)
-            if changed or looked + LOOK_TIME <= now:
-                looked = now
+            if changed or next_look <= now:
+                next_look = now + (LOOK_TIME if self._monitor is None else LOOK_SELDOM)
                 self._look(connection)
 
     def _look(self, connection: Connection) -> None:
