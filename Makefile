@@ -13,7 +13,8 @@ COMMENT=	IPv6 tunnels for hosts whose IPv4 address changes (DTCP)
 LICENSE=	BSD2CLAUSE
 LICENSE_FILE=	${WRKSRC}/LICENSE
 
-RUN_DEPENDS=	${PYTHON_PKGNAMEPREFIX}sh>=2.2:devel/py-sh@${PY_FLAVOR}
+RUN_DEPENDS=	${PYTHON_PKGNAMEPREFIX}sh>=2.2:devel/py-sh@${PY_FLAVOR} \
+		${PYTHON_PKGNAMEPREFIX}sqlite3>0:databases/py-sqlite3@${PY_FLAVOR}
 TEST_DEPENDS=	${PYTHON_PKGNAMEPREFIX}hypothesis>0:devel/py-hypothesis@${PY_FLAVOR} \
 		${PYTHON_PKGNAMEPREFIX}pexpect>0:misc/py-pexpect@${PY_FLAVOR} \
 		${PYTHON_PKGNAMEPREFIX}pytest>0:devel/py-pytest@${PY_FLAVOR}
@@ -36,15 +37,13 @@ NO_BUILD=	yes
 BYTECODE=	cpython-${PYTHON_SUFFIX}.pyc
 
 # What is installed, a word each; a new program, module, page or document needs no more.
-PROGRAMS=	dtcpc dtcps
-LIBRARY=	__init__ cli daemon grant ledger password plan speaker system wire
+PROGRAMS=	dtcpauth dtcpc dtcps
+LIBRARY=	__init__ cli daemon grant ledger password plan pools speaker store system wire
 RC_SCRIPTS=	dtcpc dtcps
-MANUALS=	dtcpc.auth.5 dtcpc.8 dtcps.8
+MANUALS=	dtcpc.auth.5 dtcpauth.8 dtcpc.8 dtcps.8
 DOCUMENTS=	jails.md migration.md trust.md udp.md
 
 PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
-		"@sample(root,wheel,600) etc/dtcps.users.sample" \
-		"@sample etc/dtcps.routes.sample" \
 		etc/periodic/daily/425.status-dtcpc \
 		${RC_SCRIPTS:S|^|etc/rc.d/|} \
 		${LIBRARY:S|^|libexec/dtcpc/dtcp/|:S|$|.py|} \

@@ -21,19 +21,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from ipaddress import IPv4Address
 
 _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
     sys.path.insert(0, _lib)
 
-from dtcp import __version__, daemon, password, plan, system, wire  # noqa: E402
+from dtcp import __version__, daemon, plan, pools, store, system, wire  # noqa: E402
 from dtcp.cli import FAILED, NOT_ALLOWED, OK, Failure, Parser, in_range  # noqa: E402
 from dtcp.grant import Grant  # noqa: E402
+from dtcp.pools import Pool, Span  # noqa: E402
+from dtcp.store import Store  # noqa: E402
 
-USER_FILE = "/usr/local/etc/dtcps.users"
-ROUTE_FILE = "/usr/local/etc/dtcps.routes"
 PID_FILE = "/var/run/dtcps.pid"
 UDP_PORT = 4028
 GREETING = f"dtcps {__version__} tunnel server"
@@ -49,15 +50,11 @@ ENDING_TIME = 10.0  # seconds for taking all tunnels down at the end
 # --- the options and files --------------------------------------------------------------------
 
 
-def _prefix(text: str) -> IPv6Network:
-    """`2001:db8:1::` as KAME's server has it (a /64), or with a length."""
+def _prefix(text: str) -> Pool:
     try:
-        network = IPv6Network(text if "/" in text else f"{text}/64")
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!a} is no IPv6 prefix") from None
-    if network.prefixlen > 112:
-        raise argparse.ArgumentTypeError(f"{text!a} is too small: /112 is the smallest")
-    return network
+        return pools.pairs(text)
+    except pools.PoolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # fmt: off
@@ -65,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(
         prog="dtcps",
-        usage="dtcps [-dDU] [-b udp-port] [-p port] [--users file] [--routes file] [prefix]",
+        usage="dtcps [-dDU] [-b udp-port] [-p port] [prefix]",
         description="Give IPv6 tunnels to DTCP clients.",
         allow_abbrev=False,
     )
@@ -80,66 +77,9 @@ def parser() -> argparse.ArgumentParser:
     a("-U", dest="udp", action="store_true", help="allow tunnels over UDP")
     a("-b", dest="udp_port", metavar="udp-port", type=in_range(1, 65535), default=UDP_PORT,
       help=f"with -U: the lowest port of ours ({UDP_PORT})")
-    a("--users", metavar="file", default=USER_FILE,
-      help=f"lines user:password ({USER_FILE})")
-    a("--routes", metavar="file", default=ROUTE_FILE,
-      help=f"lines user prefix[,prefix], for type network ({ROUTE_FILE})")
     a("--version", action="version", version=f"dtcps {__version__}")
     return p
 # fmt: on
-
-
-def read_users(path: str) -> dict[str, str]:
-    """Users and their passwords.  Raises Failure, PasswordError."""
-    try:
-        text = password.read_private(path)
-    except FileNotFoundError:
-        raise Failure(f"{path}: no such file; it holds lines user:password") from None
-    users: dict[str, str] = {}
-    for number, line in _lines(text):
-        user, colon, secret = line.partition(":")
-        if not (colon and secret and wire.USER.fullmatch(user)):
-            raise Failure(f"{path}: line {number} is not user:password")
-        if user in users:
-            raise Failure(f"{path}: line {number}: {user} is there already")
-        users[user] = secret
-    return users
-
-
-def read_routes(path: str) -> dict[str, tuple[IPv6Network, ...]] | None:
-    """Users and the prefixes routed to them; None without the file.  Raises Failure."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Failure(f"{path}: {error.strerror}") from None
-    routes: dict[str, tuple[IPv6Network, ...]] = {}
-    owner: dict[IPv6Network, str] = {}
-    for number, line in _lines(text):
-        user, *rest = line.split()
-        try:
-            prefixes = tuple(map(IPv6Network, ",".join(rest).split(",")))
-        except ValueError:
-            raise Failure(f"{path}: line {number} is not: user prefix[,prefix]") from None
-        if not wire.USER.fullmatch(user) or user in routes:
-            raise Failure(f"{path}: line {number}: {user!a} is no user's name, or there already")
-        for prefix in prefixes:
-            other = next((owner[each] for each in owner if each.overlaps(prefix)), None)
-            if other is not None:
-                raise Failure(f"{path}: line {number}: {prefix} overlaps what {other} has")
-            owner[prefix] = user
-        routes[user] = prefixes
-    return routes
-
-
-def _lines(text: str) -> list[tuple[int, str]]:
-    return [
-        (number, line)
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip() and not line.startswith("#")
-    ]
 
 
 # --- one client -------------------------------------------------------------------------------
@@ -160,7 +100,6 @@ class Peer:
         self.address = IPv4Address(sock.getpeername()[0])
         self.own = IPv4Address(sock.getsockname()[0])
         self.user = ""
-        self.slot: int | None = None
         self.unsent = b""
         self.ending = ""  # why, once the conversation is over
         self.work: concurrent.futures.Future[None] | None = None
@@ -194,9 +133,9 @@ class Server:
 
     def __init__(self, options: argparse.Namespace, log: daemon.Log) -> None:
         self._log = log
-        self._prefix: IPv6Network | None = options.prefix
-        self._users = read_users(options.users)
-        self._routes = read_routes(options.routes)
+        self._prefix: Pool | None = options.prefix
+        Store(store.PATH).close()  # it is there, and sound; to be opened behind fork(2)
+        self._store: Store
         self._udp_port: int | None = options.udp_port if options.udp else None
         self._peers: set[Peer] = set()
         self._selector: selectors.BaseSelector
@@ -216,6 +155,7 @@ class Server:
         """Serve until we are told to end; `ready` is called when we do.  The exit status."""
         # Made here, for a kqueue(2) does not survive the fork(2) of a daemon.
         self._selector = selectors.DefaultSelector()
+        self._store = Store(store.PATH)
         self._signals = daemon.Signals()
         ready()
         self._log.notice(f"listening on port {self._listener.getsockname()[1]}")
@@ -285,7 +225,9 @@ class Server:
 
         # 128 bits, from a secure source, for this connection only.
         challenge = secrets.token_hex(16).upper()
-        session = wire.Session(GREETING, challenge, self._users.get, time.monotonic(), trace=trace)
+        session = wire.Session(
+            GREETING, challenge, self._store.password, time.monotonic(), trace=trace
+        )
         try:
             peer = Peer(sock, session, system.System(self._log.command))
         except OSError:  # the client has gone already
@@ -348,16 +290,21 @@ class Server:
         if asked.udp is not None and self._udp_port is None:
             self._settle(peer, peer.session.refuse(wire.NO_UDP, now))
             return
-        prefixes: tuple[IPv6Network, ...] = ()
-        inner: tuple[IPv6Address | None, IPv6Address | None] = (None, None)
-        if asked.type in ("network", "tunnelroute"):
-            if self._routes is None:
-                self._settle(peer, peer.session.refuse(wire.BAD_TYPE.format(asked.type), now))
-                return
-            prefixes = self._routes.get(asked.user, ())
-            if not prefixes:
-                self._settle(peer, peer.session.refuse(wire.NO_ROUTE, now))
-                return
+        user = self._store.user(asked.user)
+        kind = "network" if asked.type == "tunnelroute" else asked.type
+        why = "" if user is None else user.barred(date.today())
+        if user is None or why:
+            self._settle(peer, peer.session.refuse(why or wire.BAD_LOGIN, now))
+            return
+        if kind not in user.types:
+            self._settle(peer, peer.session.refuse(wire.NOT_THIS_TYPE.format(asked.type), now))
+            return
+        if kind == "network" and not user.prefixes:
+            self._settle(peer, peer.session.refuse(wire.NO_ROUTE, now))
+            return
+        if kind == "host" and user.address is None and self._prefix is None:
+            self._settle(peer, peer.session.refuse(wire.BAD_TYPE.format(asked.type), now))
+            return
         others = [other for other in self._peers if other is not peer and other.user]
         ends = (peer.own, peer.address)
         rivals = [other for other in others if other.user == asked.user]
@@ -371,18 +318,17 @@ class Server:
             # gif(4) cannot have two tunnels with the same ends.
             self._settle(peer, peer.session.refuse(wire.BUSY, now))
             return
-        if asked.type == "host":
-            if self._prefix is None:
-                self._settle(peer, peer.session.refuse(wire.BAD_TYPE.format(asked.type), now))
-                return
-            taken = {other.slot for other in self._peers} - {other.slot for other in rivals}
-            peer.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-            inner = self._pair(peer.slot)
-            if inner[0] is None:
+        pair: Span | None = None
+        if kind == "host":
+            pair = self._pair(user)
+            if pair is None:
                 self._settle(peer, peer.session.refuse(wire.SOLD_OUT, now))
                 return
         peer.user = asked.user
-        granted = Grant(peer.address, peer.own, *inner, prefixes)
+        prefixes = user.prefixes if kind == "network" else ()
+        granted = Grant(peer.address, peer.own, prefixes=prefixes)
+        if pair is not None:
+            granted = granted._replace(inner=pair.client, peer=pair.server)
         if asked.udp is not None:
             # Who comes back gets the port he had, so that nothing has to change at his end.
             peer.port = next((each.port for each in rivals if each.port), self._udp_port)
@@ -397,13 +343,12 @@ class Server:
         broken, self._broken = self._broken, []
         self._submit(peer, lambda: self._clear_the_way(peer, asked, granted, leaving, broken))
 
-    def _pair(self, slot: int) -> tuple[IPv6Address | None, IPv6Address | None]:
-        """The inner addresses of client and server in the numbering of KAME's server."""
+    def _pair(self, user: store.User) -> Span | None:
+        """The inner addresses of a user's tunnel, or None when there are none left."""
+        if user.address is not None:
+            return pools.pair(user.address)
         assert self._prefix is not None
-        base = (slot + 1) * 4
-        if base + 2 >= self._prefix.num_addresses:
-            return None, None
-        return self._prefix[base + 2], self._prefix[base + 1]
+        return self._store.lease(user.name, [self._prefix])
 
     def _clear_the_way(
         self,
@@ -534,7 +479,7 @@ class Server:
             peer.session.close(text)
             self._settle(peer, [wire.Ended("its tunnel is broken")])
         else:
-            peer.user, peer.slot, peer.port = "", None, None
+            peer.user, peer.port = "", None
             self._settle(peer, peer.session.refuse(text, time.monotonic()))
 
     def _take_down(self, peer: Peer) -> Finish:
@@ -623,7 +568,7 @@ def main(argv: list[str] | None = None) -> int:
     except Failure as failure:
         log.error(str(failure))
         return failure.status
-    except (daemon.PidFileError, password.PasswordError, system.CommandFailed) as error:
+    except (daemon.PidFileError, store.StoreError, system.CommandFailed) as error:
         log.error(str(error))
         return FAILED
 

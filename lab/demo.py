@@ -116,12 +116,9 @@ class _Demo:
         return self._net.client, self._net.router, self._net.server, self._net.far
 
     def _write_files(self) -> None:
-        """What the administrators of both ends have written before."""
-        etc = "/usr/local/etc"
-        net = self._net
-        net.client.write(f"{etc}/dtcpc.auth", f"{SERVER_NAME}:{_USER}:{_PASSWORD}\n")
-        net.server.write(f"{etc}/dtcps.users", f"{_USER}:{_PASSWORD}\n")
-        net.server.write(f"{etc}/dtcps.routes", f"{_USER} {_DELEGATED}\n", 0o644)
+        """What the client's administrator has written before."""
+        path = "/usr/local/etc/dtcpc.auth"
+        self._net.client.write(path, f"{SERVER_NAME}:{_USER}:{_PASSWORD}\n")
 
     # The chapters, in their order.
 
@@ -137,9 +134,12 @@ class _Demo:
 
     def _start_server(self) -> "_Program":
         self._heading("The server starts")
-        self._note(f"Its user file has the line {_USER}:(a password).")
-        if self._kind == "network":
-            self._note(f"Its route file has the line {_USER} {_DELEGATED}.")
+        self._note("It gets a user first, whose password comes on standard input.")
+        prefix = ["-P", _DELEGATED] if self._kind == "network" else []
+        words = ["add", *prefix, _USER]
+        command = [sys.executable, str(_CHECKOUT / "dtcpauth.py"), *words]
+        self._net.server.run(command, input=f"{_PASSWORD}\n")
+        self._prompt(self._net.server, " ".join(["dtcpauth", *words]))
         server = _Program(self._net.server, "dtcps.py", ["-D", _SERVER_PREFIX])
         self._prompt(self._net.server, f"dtcps -D {_SERVER_PREFIX}")
         server.wait_for("listening on port", self._quote)

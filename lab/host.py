@@ -1,8 +1,8 @@
 """One host of the small internet: namespaces of its own and a way in.
 
 A host is a network, a mount and a host-name namespace, kept by one process
-that does nothing (the anchor). It has an empty /run and /usr/local/etc and
-knows the names in its /etc/hosts only. What happens in it leaves the rest of
+that does nothing (the anchor). It has an empty /run, /usr/local/etc and
+/var/db, and knows the names in its /etc/hosts only. What happens in it leaves the rest of
 the machine alone.
 """
 
@@ -32,6 +32,7 @@ done
 mount -t tmpfs -o mode=755 tmpfs /run
 if [ ! -L /var/run ]; then mount --bind /run /var/run; fi
 mount -t tmpfs -o mode=755 tmpfs /usr/local/etc
+mount -t tmpfs -o mode=755 tmpfs /var/db
 # Known beginnings, whatever the machine has (IPv4 settings are inherited from it).
 echo 0 >/proc/sys/net/ipv4/ip_forward
 echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter

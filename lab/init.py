@@ -20,6 +20,25 @@ import sys
 import threading
 from typing import NoReturn
 
+# FreeBSD has a /var/db, Linux mostly not, and the machine is to be left alone: a /var of our own,
+# which has the machine's directories in it. $1: where to build it.
+_VAR = """
+set -e
+mkdir "$1"
+mount -t tmpfs -o mode=755 tmpfs "$1"
+for entry in /var/*; do
+    if [ -L "$entry" ]; then
+        cp -P "$entry" "$1"
+    elif [ -d "$entry" ]; then
+        mkdir "$1/${entry##*/}"
+        mount --rbind "$entry" "$1/${entry##*/}"
+    fi
+done
+mkdir "$1/db"
+mount --move "$1" /var
+rmdir "$1"
+"""
+
 
 def main() -> NoReturn:
     lifeline, command = int(sys.argv[1]), sys.argv[2:]
@@ -59,6 +78,8 @@ def _prepare() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
     if not os.path.islink("/var/run"):
         subprocess.run(["mount", "--bind", "/run", "/var/run"], check=True)
+    if not os.path.isdir("/var/db"):
+        subprocess.run(["sh", "-c", _VAR, "sh", "/run/var"], check=True)
     # Temporary files too. Not /tmp: the checkout itself may lie there.
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm"], check=True)
     os.environ["TMPDIR"] = "/dev/shm"

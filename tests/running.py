@@ -114,11 +114,24 @@ class Talker:
         self.process.communicate()
 
 
+def dtcpauth(host: Host, *words: str, input: str = "") -> str:
+    """Run dtcpauth on a host; its standard output."""
+    command = [sys.executable, str(ROOT / "dtcpauth.py"), *words]
+    return host.run(command, input=input, timeout=LIMIT).stdout
+
+
+def set_users(host: Host, users: str, routes: str = "") -> None:
+    """Give a server these users (lines `user:password`) and prefixes (`user prefix[,prefix]`)."""
+    if users:
+        dtcpauth(host, "import", "--replace", "users", "-", input=users)
+    if routes:
+        dtcpauth(host, "import", "--replace", "routes", "-", input=routes)
+
+
 def serve(net: Internet, *words: str) -> Program:
     """A dtcps on the server, ready for clients; the client knows its password."""
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
-    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
-    net.server.write("/usr/local/etc/dtcps.routes", f"itojun {DELEGATED}\n", 0o644)
+    set_users(net.server, "itojun:secret\njun:hidden\n", f"itojun {DELEGATED}\n")
     server = Program(net.server, "dtcps", "-d", *words, PREFIX)
     server.wait_for("listening")
     return server

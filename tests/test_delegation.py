@@ -10,7 +10,7 @@ import pytest
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import FAR, Program, login, ping, serve, wait_until
+from tests.running import FAR, Program, login, ping, serve, set_users, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -99,7 +99,7 @@ def test_a_prefix_that_one_interface_gets_whole(net: Internet) -> None:
     """No unreachable route then: it would shadow the interface's own, or be replaced by it."""
     with serve(net) as server:
         server.end()
-        net.server.write("/usr/local/etc/dtcps.routes", "itojun 2001:db8:3c3:1::/64\n", 0o644)
+        set_users(net.server, "", "itojun 2001:db8:3c3:1::/64\n")
         before = net.client.snapshot()
         with Program(net.server, "dtcps", "-d") as server:
             server.wait_for("listening")
@@ -143,7 +143,7 @@ def test_what_cannot_be_given_is_refused_and_rolled_back(net: Internet) -> None:
     net.client.run(["ifconfig", "em1", "inet6", "2001:db8:3c3:9::1", "prefixlen", "64", "alias"])
     with serve(net) as server:
         server.end()
-        net.server.write("/usr/local/etc/dtcps.routes", "itojun 2001:db8:3c3::/60\n", 0o644)
+        set_users(net.server, "", "itojun 2001:db8:3c3::/60\n")
         with Program(net.server, "dtcps", "-d") as server:
             server.wait_for("listening")
             before = net.client.snapshot()

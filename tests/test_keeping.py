@@ -13,7 +13,7 @@ import pytest
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import ROOT, SERVER, Program, login, ping, serve, wait_until
+from tests.running import ROOT, SERVER, Program, login, ping, serve, set_users, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -69,7 +69,7 @@ def test_a_different_grant_changes_only_the_difference(net: Internet) -> None:
         server.end()
         with serve(net) as again:
             again.end()
-        net.server.write("/usr/local/etc/dtcps.routes", "itojun 2001:db8:4c4::/48\n", 0o644)
+        set_users(net.server, "", "itojun 2001:db8:4c4::/48\n")
         with Program(net.server, "dtcps", "-d", "2001:db8:1::") as server:
             server.wait_for("listening")
             wait_until("back", lambda: any("4c4::/48 del" in line for line in client.lines[seen:]))
@@ -123,7 +123,7 @@ def test_a_refused_login_takes_the_tunnel_down_and_waits_long(net: Internet) -> 
     with login(net.client, "-l", "-t", "host") as client:
         client.wait_for("up after")
         server.end()
-        net.server.write("/usr/local/etc/dtcps.users", "itojun:changed\n")
+        set_users(net.server, "itojun:changed\n")
         with Program(net.server, "dtcps", "-d", "2001:db8:1::") as server:
             client.wait_for("taking the tunnel down: the server refuses us")
             client.wait_for("authentication failed.; trying again in 300 s")

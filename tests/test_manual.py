@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dtcp import cli, plan, wire
+from dtcp import cli, plan, store, wire
 
+import dtcpauth
 import dtcpc
 import dtcps
 from tests.port import packing_list
@@ -64,7 +65,7 @@ def test_lint_is_silent(page: Path) -> None:
 
 
 def test_there_are_pages() -> None:
-    assert {"dtcpc.8", "dtcps.8", "dtcpc.auth.5"} <= {page.name for page in PAGES}
+    assert {"dtcpauth.8", "dtcpc.8", "dtcps.8", "dtcpc.auth.5"} <= {page.name for page in PAGES}
 
 
 # --- options ----------------------------------------------------------------------------------
@@ -115,7 +116,28 @@ def test_the_same_options_everywhere(module: object, program: str) -> None:
     assert _in_usage(parser) | EVERYWHERE == taken
 
 
-@pytest.mark.parametrize("program", ["dtcpc", "dtcps"])
+def test_the_same_commands_and_options_of_dtcpauth_everywhere() -> None:
+    top = dtcpauth.parser()
+    (commands,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    blocks = re.split(r"^\.Nm$", _section("dtcpauth.8", "SYNOPSIS"), flags=re.MULTILINE)
+    synopsis = {}
+    for block in blocks:
+        if found := re.search(r"^\.Cm (\w+)$", block, re.MULTILINE):
+            synopsis[found[1]] = _spread([f"-{each}" for each in re.findall(r"Fl (\S+)", block)])
+    assert set(synopsis) == set(commands.choices)
+    everything = set(EVERYWHERE)
+    for name, parser in commands.choices.items():
+        taken = {option for action in parser._actions for option in action.option_strings}
+        assert _in_help(parser) == taken
+        assert _in_usage(parser) | {"-h", "--help"} == taken
+        assert synopsis[name] | {"-h", "--help"} == taken | {"--store"}
+        everything |= taken | {"--store"}
+    assert _in_list("dtcpauth") | EVERYWHERE == everything
+    named = re.findall(r"^\.It Cm (\w+)$", _section("dtcpauth.8", "DESCRIPTION"), re.MULTILINE)
+    assert set(commands.choices) <= set(named)
+
+
+@pytest.mark.parametrize("program", ["dtcpauth", "dtcpc", "dtcps"])
 def test_the_list_of_options_is_in_order(program: str) -> None:
     words = re.findall(r"^\.It Fl (\S+)", _options(program), re.MULTILINE)
     assert words == sorted(words, key=lambda word: (word[0] == "-", word.lower(), word.isupper()))
@@ -136,6 +158,7 @@ def test_the_environment_of_the_script() -> None:
     ("program", "statuses"),
     [
         ("dtcpc", (cli.OK, cli.FAILED, cli.USAGE, cli.TRY_AGAIN, cli.NOT_ALLOWED)),
+        ("dtcpauth", (cli.OK, cli.FAILED, cli.USAGE, cli.NOT_ALLOWED)),
         ("dtcps", (cli.OK, cli.FAILED, cli.USAGE, cli.NOT_ALLOWED)),
     ],
 )
@@ -160,7 +183,8 @@ _STEM = dtcpc.PID_FILE.removesuffix(".pid")
                 f"{_STEM}.rtadvd.sock",
             },
         ),
-        ("dtcps.8", {dtcps.USER_FILE, dtcps.ROUTE_FILE, dtcps.PID_FILE}),
+        ("dtcps.8", {store.PATH, dtcps.PID_FILE}),
+        ("dtcpauth.8", {store.PATH}),
         ("dtcpc.auth.5", {dtcpc.AUTH_FILE}),
     ],
 )
@@ -218,6 +242,9 @@ def test_the_variables_of_rc_conf() -> None:
         ("dtcpc.8", f"Every {wire.PING_INTERVAL:.0f} seconds"),
         ("dtcpc.8", f"within {wire.PING_TIME:.0f} seconds"),
         ("dtcpc.8", f"It may take {dtcpc.SCRIPT_TIME:.0f} seconds"),
+        ("dtcpauth.8", f"fewer than {dtcpauth.SHORT} letters"),
+        ("dtcpauth.8", f"fewer than {dtcpauth.FEW} different letters"),
+        ("dtcpauth.8", f"for {store.PATIENCE:.0f} s"),
         ("dtcps.8", wire.PORT),
         ("dtcps.8", dtcps.UDP_PORT),
         ("dtcps.8", f"at most {dtcps.CONNECTIONS} connections"),
@@ -233,6 +260,9 @@ def test_the_numbers(page: str, number: object) -> None:
 # --- messages ---------------------------------------------------------------------------------
 
 _RAISED = {
+    "StoreError",
+    "NotAllowed",
+    "PoolError",
     "Failure",
     "PasswordError",
     "PidFileError",
@@ -246,7 +276,13 @@ _RAISED = {
     "Nonsense",
     "ArgumentTypeError",
 }
-_CALLED = {"error", "notice", "_give_up", "append"}  # of a parser, a log, a client, remarks
+_CALLED = {
+    "error",
+    "notice",
+    "_give_up",
+    "_warn",
+    "append",
+}  # of a parser, a log, a client, remarks
 
 
 def _texts(node: ast.expr) -> list[str]:
@@ -293,12 +329,13 @@ def _messages(path: str, without: frozenset[str]) -> list[str]:
             tuple(f"lib/dtcp/{each}" for each in ("plan", "speaker", "system", "wire")),
             ("Session",),
         ),
-        # It asks nobody for a password, and has a file of another format.
         (
-            "dtcps.8",
-            ("dtcps", "lib/dtcp/daemon", "lib/dtcp/password"),
-            ("from_file", "from_terminal"),
+            "dtcpauth.8",
+            ("dtcpauth", "lib/dtcp/store", "lib/dtcp/password", "lib/dtcp/pools"),
+            # No file of passwords, no pools, and no tunnels.
+            ("read_private", "_check", "from_file", "pairs", "prefixes", "keep"),
         ),
+        ("dtcps.8", ("dtcps", "lib/dtcp/daemon", "lib/dtcp/store"), ("put", "_fix", "delete")),
     ],
 )
 def test_every_message_is_explained(

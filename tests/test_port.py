@@ -114,8 +114,6 @@ def test_what_can_hold_a_password_is_for_root_only(port: Port) -> None:
     }
     assert modes == {
         "etc/dtcpc.auth.sample": 0o600,
-        "etc/dtcps.users.sample": 0o600,
-        "etc/dtcps.routes.sample": 0o644,
     }
     assert (port.prefix / "etc/dtcpc.auth").stat().st_mode & 0o777 == 0o600
 
@@ -158,7 +156,7 @@ def test_in_the_manual_pages_neither(port: Port) -> None:
             assert "/usr/local" not in shown, path
 
 
-@pytest.mark.parametrize("program", ["dtcpc", "dtcps"])
+@pytest.mark.parametrize("program", ["dtcpauth", "dtcpc", "dtcps"])
 def test_the_programs_run_from_where_they_are_installed(port: Port, program: str) -> None:
     path = port.prefix / "sbin" / program
     version = run(path, "--version")

@@ -15,7 +15,7 @@ import pytest
 from lab.host import Host
 from lab.internet import Internet
 from tests.port import ROOT, Port, stage
-from tests.running import DELEGATED, PREFIX, SERVER, ping, serve, wait_until
+from tests.running import DELEGATED, PREFIX, SERVER, ping, serve, set_users, wait_until
 
 GOOD = {"dtcpc_enable": "YES", "dtcpc_server": SERVER, "dtcpc_username": "itojun"}
 SECOND = "192.0.2.3"  # the server's too: no two tunnels can have the same outer pair
@@ -525,9 +525,7 @@ def test_at_boot_the_script_is_sourced_by_rc(net: Internet, client: Service) -> 
 def dtcps(port: Port, tmp_path: Path, net: Internet) -> Service:
     """rc.d/dtcps on the server of the lab, with users."""
     service = Service(port, tmp_path, "dtcps", net.server)
-    users = port.prefix / "etc/dtcps.users"
-    users.write_text("itojun:secret\n")
-    users.chmod(0o600)
+    set_users(net.server, "itojun:secret\n")
     return service
 
 
@@ -563,7 +561,6 @@ def test_a_server_from_start_to_stop(
         ({"dtcps_flags": "-x"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
         ({"dtcps_prefix": "2001:db8::/120"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
         ({"dtcps_flags": "-dU"}, "dtcps_flags: -dU keeps dtcps in the foreground; leave it out"),
-        ({"dtcps_flags": "--users /nowhere"}, "dtcps: /nowhere: no such file"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(

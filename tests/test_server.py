@@ -12,7 +12,17 @@ import pytest
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import PREFIX, ROOT, Program, Talker, login, ping, serve, wait_until
+from tests.running import (
+    PREFIX,
+    ROOT,
+    Program,
+    Talker,
+    login,
+    ping,
+    serve,
+    set_users,
+    wait_until,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -29,7 +39,7 @@ def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> N
     for source in sources:
         net.client.run(["ifconfig", "em0", "inet", f"{source}/32", "alias"])
     users = "".join(f"user{number}:secret\n" for number in range(3))
-    net.server.write("/usr/local/etc/dtcps.users", users)
+    set_users(net.server, users)
     before = net.server.snapshot()
     with Program(net.server, "dtcps", "-d", PREFIX) as server:
         server.wait_for("listening")
@@ -138,37 +148,29 @@ def test_a_failed_setup_is_undone_and_tells_the_client_nothing(net: Internet) ->
 
 
 @pytest.mark.hazard(43, "K14")
-@pytest.mark.parametrize(
-    ("file", "text", "mode", "message"),
-    [
-        ("users", "itojun:secret\n", 0o644, "readable by others; chmod 600"),
-        ("users", "itojun\n", 0o600, "line 1 is not user:password"),
-        ("users", "a b:secret\n", 0o600, "line 1 is not user:password"),
-        ("users", "jun:x\n\n#\njun:y\n", 0o600, "line 4: jun is there already"),
-        ("routes", "itojun 2001:db8::1/48\n", 0o644, "line 1 is not: user prefix"),
-        ("routes", "itojun\n", 0o644, "line 1 is not: user prefix"),
-        (
-            "routes",
-            "a 2001:db8::/48\nb 2001:db8:0:1::/64\n",
-            0o644,
-            "line 2: 2001:db8:0:1::/64 overlaps what a has",
-        ),
-    ],
-)
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
-def test_bad_files_are_named(net: Internet, file: str, text: str, mode: int, message: str) -> None:
-    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\n")
-    path = f"/usr/local/etc/dtcps.{file}"
-    net.server.write(path, text, mode)
-    with Program(net.server, "dtcps", "-d") as server:
-        assert server.status() == 1
-        assert server.lines[-1].startswith(f"dtcps: {path}: {message}")
+def test_a_store_that_cannot_be_used_is_named(net: Internet) -> None:
+    path = "/var/db/dtcps/dtcps.db"
+    for command, message in (
+        ("true", "no such file; dtcpauth add makes it"),
+        (
+            f"install -D -m 600 /dev/null {path}; chmod 644 {path}",
+            "accessible by others; chmod 600",
+        ),
+        (f"chmod 600 {path}; echo nonsense >{path}", "file is not a database"),
+        (f"chmod 777 {path.rpartition('/')[0]}", "accessible by others; chmod go-w"),
+    ):
+        net.server.run(["sh", "-c", command])
+        with Program(net.server, "dtcps", "-d") as server:
+            assert server.status() == 1
+            assert server.lines[-1].startswith("dtcps: /var/db/dtcps")
+            assert message in server.lines[-1]
 
 
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 def test_it_becomes_a_daemon(net: Internet) -> None:
     """Without -D, as the old one; a second one is refused by its pid."""
-    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\n")
+    set_users(net.server, "itojun:secret\n")
     with Program(net.server, "dtcps", PREFIX) as server:
         assert server.status() == 0
         assert server.lines == []

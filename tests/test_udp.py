@@ -8,15 +8,23 @@ import pytest
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import DELEGATED, PREFIX, SERVER, Program, login, ping, wait_until
+from tests.running import (
+    DELEGATED,
+    PREFIX,
+    SERVER,
+    Program,
+    login,
+    ping,
+    set_users,
+    wait_until,
+)
 
 pytestmark = pytest.mark.lab
 
 
 def _serve(net: Internet, *words: str) -> Program:
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
-    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
-    net.server.write("/usr/local/etc/dtcps.routes", f"itojun {DELEGATED}\n", 0o644)
+    set_users(net.server, "itojun:secret\njun:hidden\n", f"itojun {DELEGATED}\n")
     server = Program(net.server, "dtcps", "-d", *words, PREFIX)
     server.wait_for("listening")
     return server

@@ -58,6 +58,7 @@ TIMED_OUT = "connection timed out, disconnecting"
 # Ours, where KAME's server had no such case.
 HAVE_TUNNEL = "this connection has a tunnel already"
 NO_ROUTE = "no route for this user"
+NOT_THIS_TYPE = "no tunnels of type {} for this user"
 BAD_PORT = "that is no UDP port"
 NO_UDP = "no tunnels over UDP (-U) here"
 INTERNAL = "internal error"
