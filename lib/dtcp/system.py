@@ -15,12 +15,13 @@ import contextlib
 import math
 import os
 import re
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtcp import daemon, plan
 from dtcp.ledger import Ledger, LedgerError, Left
@@ -70,6 +71,131 @@ class Output(NamedTuple):
     err: str
 
 
+# Runs what it is told on its input: how many words, then the words, one a line.  It never parses
+# them, and this program never changes.  $1 marks the end of what a command says.
+_SHELL = """
+while read -r count; do
+    set -- "$1"
+    while [ "$count" -gt 0 ]; do
+        IFS= read -r word
+        set -- "$@" "$word"
+        count=$((count - 1))
+    done
+    end=$1
+    shift
+    "$@" </dev/null
+    printf '\\n%s %d\\n' "$end" $?
+    printf '\\n%s\\n' "$end" >&2
+    set -- "$end"
+done
+"""
+
+
+class Shell:
+    """A sh(1) that runs one command after the other, for who has many to run.
+
+    Starting a command through `sh` means a fork(2) of all of Python and several threads, which
+    takes longer than most commands do.  Here that is done once, and again after a command hung.
+    One object is for one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._end = b""
+        self._pipes: tuple[int, int, int] = (-1, -1, -1)
+        self._said: dict[int, bytes] = {}
+
+    def tell(self, words: Words) -> None:
+        """Begin with a command, whose first word is a path.  Raises OSError."""
+        if self._process is None:
+            self._start()
+        self._said = dict.fromkeys(self._pipes[1:], b"")
+        line = "\n".join((str(len(words)), *words, ""))
+        try:
+            os.write(self._pipes[0], line.encode())
+        except BrokenPipeError:  # somebody has killed it
+            self.kill()
+            self._start()
+            self._said = dict.fromkeys(self._pipes[1:], b"")
+            os.write(self._pipes[0], line.encode())
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the command has ended within that many seconds.  Raises OSError."""
+        deadline = time.monotonic() + timeout
+        while not self._is_over():
+            waiting = select.poll()
+            for pipe in self._said:
+                waiting.register(pipe, select.POLLIN)
+            ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                return False
+            for pipe, _ in ready:
+                data = os.read(pipe, 65536)
+                if not data:
+                    raise OSError("the shell was killed")
+                self._said[pipe] += data
+        return True
+
+    def _is_over(self) -> bool:
+        out, err = self._said.values()
+        at = out.rfind(self._end, -80)
+        return at >= 0 and out.endswith(b"\n") and err.endswith(self._end + b"\n")
+
+    def output(self) -> Output:
+        """What the command has said, when it has ended."""
+        out, err = self._said.values()
+        said, _, status = out.rpartition(self._end)
+        return Output(int(status), _text(said), _text(err.removesuffix(self._end + b"\n")))
+
+    def kill(self) -> None:
+        """End it, and whatever it runs."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill_group()
+        for pipe in self._pipes:
+            os.close(pipe)
+        self._process = None
+
+    def _start(self) -> None:
+        import secrets
+
+        import sh
+
+        token = secrets.token_hex(16)
+        self._end = f"\n{token}".encode()
+        pipes = [os.pipe() for _ in range(3)]
+        ours, theirs = (
+            (pipes[0][1], pipes[1][0], pipes[2][0]),
+            (pipes[0][0], pipes[1][1], pipes[2][1]),
+        )
+        self._pipes = ours
+        with contextlib.ExitStack() as stack:
+            files = [
+                stack.enter_context(open(fd, mode, buffering=0))
+                for fd, mode in zip(theirs, ("rb", "wb", "wb"), strict=True)
+            ]
+            try:
+                self._process = sh.Command("/bin/sh")(
+                    *("-c", _SHELL, "dtcp", token),
+                    _bg=True,
+                    _bg_exc=False,
+                    _return_cmd=True,
+                    _new_session=True,
+                    _close_fds=False,
+                    _tty_in=False,
+                    _tty_out=False,
+                    _in=files[0],
+                    _out=files[1],
+                    _err=files[2],
+                    _env={"PATH": _path(), "LC_ALL": "C"},
+                )
+            except (sh.ForkException, OSError) as error:
+                for pipe in ours:
+                    os.close(pipe)
+                raise OSError(str(error)) from None
+
+
 class System:
     """Runs plans on this host.
 
@@ -78,12 +204,17 @@ class System:
     """
 
     def __init__(
-        self, log: Callable[[str], None], ledger: Ledger | None = None, tunnel: str | None = None
+        self,
+        log: Callable[[str], None],
+        ledger: Ledger | None = None,
+        tunnel: str | None = None,
+        shell: Shell | None = None,
     ) -> None:
         self.tunnel = tunnel
         self.done: list[Step] = []
         self._log = log
         self._ledger = ledger
+        self._shell = shell
         self._been_up = False
         self._deadline: float | None = None  # when everything must be over
         self._ahead = 1  # commands that are to be run before it
@@ -166,13 +297,17 @@ class System:
     ) -> Output:
         import shutil
 
-        import sh
-
         self._log(plan.spelled(words))
         path = _path()
         program = shutil.which(words[0], path=path)
         if program is None:
             raise CommandFailed(words, f"no such command in {path}")
+        plain = not input and not environment and not any("\n" in word for word in words)
+        if self._shell is not None and plain:
+            return self._in_shell(self._shell, (program, *words[1:]), words, limit)
+
+        import sh
+
         ended = threading.Event()
         outcome: list[Output] = []
 
@@ -210,7 +345,7 @@ class System:
             begun = time.monotonic()
             in_time = False
             try:
-                in_time = self._in_time(ended, limit)
+                in_time = self._in_time(ended.wait, limit)
             finally:
                 self._ahead -= 1
                 if not in_time:  # or a signal's handler took us out of the wait
@@ -220,10 +355,28 @@ class System:
                 raise CommandFailed(words, f"did not end in {time.monotonic() - begun:.1f} s")
         return outcome[0]
 
-    def _in_time(self, ended: threading.Event, limit: float) -> bool:
+    def _in_shell(self, shell: Shell, command: Words, words: Words, limit: float) -> Output:
+        """The same in a shell that runs already."""
+        begun = time.monotonic()
+        output: Output | None = None
+        try:
+            shell.tell(command)
+            if self._in_time(shell.wait, limit):
+                output = shell.output()
+        except OSError as error:
+            raise CommandFailed(words, f"cannot be run: {error}") from None
+        finally:
+            self._ahead -= 1
+            if output is None:
+                shell.kill()
+        if output is None:
+            raise CommandFailed(words, f"did not end in {time.monotonic() - begun:.1f} s")
+        return output
+
+    def _in_time(self, ended: Callable[[float], bool], limit: float) -> bool:
         start = time.monotonic()
         end = start + limit
-        while not ended.wait(min(0.2, max(0.0, end - time.monotonic()))):
+        while not ended(min(0.2, max(0.0, end - time.monotonic()))):
             end = min(end, self._end_in_a_hurry(start))  # `hurry` may come while the command runs
             if time.monotonic() >= end:
                 return False
