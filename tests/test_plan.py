@@ -128,12 +128,28 @@ def test_an_address_of_somebody_else_is_refused() -> None:
 
 
 def test_a_server_has_the_other_end() -> None:
-    steps = plan.server(HOST_GRANT._replace(prefixes=NETWORK_GRANT.prefixes).turned(), MARK)
-    assert _do(steps)[1:] == [
-        "ifconfig $IF tunnel 192.0.2.1 203.0.113.7",
+    steps = plan.server(
+        HOST_GRANT._replace(prefixes=NETWORK_GRANT.prefixes).turned(), plan.Options(), MARK
+    )
+    assert plan.script(steps, None) == [
+        "IF=$(ifconfig gif create group dtcp"
+        " description 'dtcpc itojun@tunnel.example.org pid 7' mtu 1280"
+        " tunnel 192.0.2.1 203.0.113.7)",
         "ifconfig $IF inet6 2001:db8:1::5 2001:db8:1::6 prefixlen 128 alias",
-        "ifconfig $IF up",
         "route -n add -inet6 2001:db8:3c3::/48 -interface $IF",
+    ]
+    assert _undo(steps) == ["ifconfig $IF destroy"]  # which takes all the rest along
+
+
+def test_a_server_leaves_an_interface_that_was_there() -> None:
+    existing = plan.Interface("gif3")
+    steps = plan.server(HOST_GRANT.turned(), plan.Options(), MARK, existing)
+    assert "create" not in " ".join(_do(steps))
+    assert "destroy" not in " ".join(_undo(steps))
+    assert _undo(steps)[-3:] == [
+        "ifconfig $IF mtu 1280",
+        "ifconfig $IF -description",
+        "ifconfig $IF -group dtcp",
     ]
 
 

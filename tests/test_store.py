@@ -49,7 +49,7 @@ def add(db: Store, *names: str) -> None:
 def tunnel(user: str, number: int = 7, prefixes: tuple[IPv6Network, ...] = ()) -> Tunnel:
     outer = (IPv4Address(f"203.0.113.{number}"), IPv4Address("192.0.2.1"))
     grant = Grant(*outer, prefixes=prefixes)
-    return Tunnel(user, "network", grant, f"gif{number}", f"dtcps {user}", "", 1e9)
+    return Tunnel(user, "network", grant, f"gif{number}", f"dtcps {user}", "", False, 1e9)
 
 
 # --- pools ------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_standing_tunnel_is_remembered(db: Store, path: str) -> None:
         (PREFIX,),
         (0, 4028),
     )
-    made = Tunnel("itojun", "network", grant, "ng0", "dtcps itojun", "dtcps1u4028", 1e9)
+    made = Tunnel("itojun", "network", grant, "ng0", "dtcps itojun", "dtcps1u4028", False, 1e9)
     db.keep(made)
     again = Store(path)
     assert again.tunnels() == [made]

@@ -1,4 +1,4 @@
-"""netstat(1): -r, the routing tables."""
+"""netstat(1): -r, the routing tables, and -i, the interfaces."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ WIDTHS = {INET: (18, 18), INET6: (33, 29)}  # destination, gateway
 
 def main(arguments: list[str]) -> int:
     try:
-        options = dict(getopt.getopt(arguments, "rnWf:F:")[0])
+        options = dict(getopt.getopt(arguments, "rnWf:F:ibI:")[0])
     except getopt.GetoptError as error:
         print(f"netstat: illegal option -- {error.opt}", file=sys.stderr)
         return 1
-    if "-r" not in options:
-        print("netstat: only -r here", file=sys.stderr)
+    if not {"-r", "-i", "-I"} & set(options):
+        print("netstat: only -r, -i and -I here", file=sys.stderr)
         return 1
     host = store.load()
     linux.observe(host)
+    if "-r" not in options:
+        sys.stdout.write(counters(host, options.get("-I"), "-b" in options))
+        return 0
     fib = int(options.get("-F", 0))
     print("Routing tables" + (f" (fib: {fib})" if fib else ""))
     families = [options["-f"]] if "-f" in options else [INET, INET6]
@@ -32,6 +35,31 @@ def main(arguments: list[str]) -> int:
         if chosen and host.jail != "plain":
             sys.stdout.write(table(host, family, sorted(chosen, key=order), "-W" in options))
     return 0
+
+
+def counters(host: Host, only: str | None, octets: bool) -> str:
+    """What went through the interfaces: the lines of their links, as in tests/freebsd/*/08."""
+    columns = ["Ipkts", "Ierrs", "Idrop", *["Ibytes"] * octets]
+    columns += ["Opkts", "Oerrs", *["Obytes"] * octets, "Coll"]
+    wide = (20, 33) if host.netlink else (13, 17)
+    lines = [("Name    Mtu", "Network", "Address", columns)]
+    seen = {each["ifname"]: each for each in linux.listed("-s", "link", "show")}
+    for interface in sorted(host.interfaces.values(), key=lambda each: each.index):
+        if only not in (None, interface.name):
+            continue
+        counted = seen[linux.linux_name(interface.name)]["stats64"]
+        came, went = counted["rx"], counted["tx"]
+        numbers = [came["packets"], came["errors"], came["dropped"], *[came["bytes"]] * octets]
+        numbers += [went["packets"], went["errors"], *[went["bytes"]] * octets, went["collisions"]]
+        name = f"{interface.name:<5s} {interface.mtu:>5d}"
+        address = interface.ether or interface.name
+        lines.append((name, f"<Link#{interface.index}>", address, list(map(str, numbers))))
+    return "".join(
+        f"{name} {network:<{wide[0]}} {address:<{wide[1]}} "
+        + " ".join(f"{number:>8s}" for number in numbers)
+        + "\n"
+        for name, network, address, numbers in lines
+    )
 
 
 def order(route: Route) -> tuple[bytes, int]:

@@ -168,14 +168,44 @@ def _refuse_foreign(interface: Interface, wanted: Iterable[IPv6Address | None]) 
             raise PlanError(f"{interface.name} has {address} already, and not from dtcpc")
 
 
-def server(grant: Grant, description: str, node: str = "") -> list[Step]:
-    """The steps of a server's end of a tunnel; `grant` as the server sees it."""
-    return [
-        *_ends(grant, Options(node=node), None, description),
-        *_inner(grant, ()),
-        _up(),
-        *(_route(prefix) for prefix in grant.prefixes),
-    ]
+def server(
+    grant: Grant, options: Options, description: str, existing: Interface | None = None
+) -> list[Step]:
+    """The steps of a server's end of a tunnel; `grant` as the server sees it.
+
+    In as few commands as can be: they are what a login costs.
+    """
+    routes = [_route(prefix, options.fib) for prefix in grant.prefixes]
+    if grant.ports is not None or existing is not None or options.keep:
+        return [
+            *_ends(grant, options, existing, description),
+            *_inner(grant, ()),
+            _up(),
+            *routes,
+        ]
+    create, *renamed = _interface(options, None, description)
+    assert create.check is not None
+    ends = _outer(grant, None)
+    assert ends.check is not None
+    create = create._replace(
+        do=(*create.do, "tunnel", str(grant.local), str(grant.remote)),
+        check=create.check._replace(shows=(*create.check.shows, *ends.check.shows)),
+    )
+    # An address switches interface and IPv6 on; and when the interface is destroyed, its addresses
+    # and routes go with it.
+    inner = _inner(grant, ())[0]
+    if grant.inner is None:
+        inner = inner._replace(do=(*inner.do, "up"))
+    assert inner.check is not None
+    inner = inner._replace(
+        undo=(), check=inner.check._replace(shows=(*inner.check.shows, "UP", "RUNNING"))
+    )
+    return [create, *renamed, inner, *(route._replace(undo=()) for route in routes)]
+
+
+def unreachable(prefixes: Iterable[IPv6Network], fib: int | None) -> list[Step]:
+    """What a server does not use of its prefixes must not bounce between it and its router."""
+    return [_unreachable(prefix, fib) for prefix in prefixes]
 
 
 def spelled(words: Words) -> str:

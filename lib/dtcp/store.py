@@ -65,9 +65,12 @@ CREATE TABLE tunnel (
     interface TEXT UNIQUE NOT NULL,
     mark TEXT NOT NULL,
     node TEXT NOT NULL,
+    kept INTEGER NOT NULL,
     since REAL NOT NULL,
     UNIQUE (local, remote, own_port)
 ) WITHOUT ROWID;
+
+CREATE TABLE unreachable (prefix TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE held (
     first BLOB PRIMARY KEY NOT NULL,
@@ -159,7 +162,8 @@ class Tunnel(NamedTuple):
     grant: Grant  # as the client sees it
     interface: str
     mark: str
-    node: str
+    node: str  # of netgraph, over UDP
+    kept: bool  # the interface was not made for it, and stays
     since: float  # seconds since the epoch
 
 
@@ -325,10 +329,8 @@ class Store:
         """
         usable = {str(pool): pool for pool in among}
         with self._failing():
-            rows = self._leased(name, next(iter(usable.values())).kind) if usable else []
-            for first, last, leased in rows:
-                if leased in usable:
-                    return _span(first, last)
+            if (span := self.leased(name, usable.values())) is not None:
+                return span
             with self._writing():
                 for pool in usable.values():
                     # One out of a pool that is no more goes back.
@@ -352,11 +354,14 @@ class Store:
             ).fetchall()
         return [Lease(user, kind, _span(*ends), pool) for user, kind, *ends, pool in rows]
 
-    def _leased(self, name: str, kind: str) -> list[tuple[bytes, bytes, str]]:
-        return self._db.execute(
-            "SELECT first, last, pool FROM span WHERE user = ? AND kind = ? AND pool IS NOT NULL",
-            (name, kind),
-        ).fetchall()
+    def leased(self, name: str, among: Iterable[Pool]) -> Span | None:
+        """The span that a user has out of one of these pools already."""
+        usable = {str(pool) for pool in among}
+        with self._failing():
+            rows = self._db.execute(
+                "SELECT first, last, pool FROM span WHERE user = ? AND pool IS NOT NULL", (name,)
+            ).fetchall()
+        return next((_span(first, last) for first, last, pool in rows if pool in usable), None)
 
     def _free(self, name: str, pool: Pool) -> tuple[int, Span] | None:
         """A piece of a pool that nobody has."""
@@ -410,13 +415,13 @@ class Store:
             try:
                 self._db.execute("DELETE FROM tunnel WHERE user = ?", (tunnel.user,))
                 self._db.execute(
-                    "INSERT INTO tunnel VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO tunnel VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         *(tunnel.user, tunnel.type, str(grant.local), str(grant.remote)),
                         *(_text(grant.peer), _text(grant.inner)),
                         " ".join(map(str, grant.prefixes)),
                         *(own_port, port, tunnel.interface, tunnel.mark, tunnel.node),
-                        tunnel.since,
+                        *(tunnel.kept, tunnel.since),
                     ),
                 )
                 self._db.executemany(
@@ -430,6 +435,19 @@ class Store:
         """A user's tunnel has gone, and holds nothing any more."""
         with self._failing(), self._writing(lasting=False):
             self._db.execute("DELETE FROM tunnel WHERE user = ?", (user,))
+
+    def unreachable(self) -> list[IPv6Network]:
+        """The prefixes for which a server has made unreachable routes."""
+        with self._failing():
+            rows = self._db.execute("SELECT prefix FROM unreachable").fetchall()
+        return [IPv6Network(row[0]) for row in rows]
+
+    def set_unreachable(self, prefixes: Iterable[IPv6Network]) -> None:
+        """For these it has, or is about to."""
+        with self._failing(), self._writing(lasting=False):
+            self._db.execute("DELETE FROM unreachable")
+            rows = [(str(prefix),) for prefix in prefixes]
+            self._db.executemany("INSERT INTO unreachable VALUES (?)", rows)
 
     # --- SQLite -------------------------------------------------------------------------------
 
@@ -532,6 +550,7 @@ def _text(address: IPv6Address | None) -> str | None:
 
 def _tunnel(row: tuple[Any, ...]) -> Tunnel:
     user, kind, local, remote, server, client, prefixes, own_port, port, *rest = row
+    interface, mark, node, kept, since = rest
     return Tunnel(
         user,
         kind,
@@ -543,5 +562,5 @@ def _tunnel(row: tuple[Any, ...]) -> Tunnel:
             tuple(map(IPv6Network, prefixes.split())),
             (port, own_port) if own_port else None,
         ),
-        *rest,
+        *(interface, mark, node, bool(kept), since),
     )

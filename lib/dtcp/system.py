@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import subprocess
 
 LIMIT = 5.0  # seconds that a command may take
+LONG = 30.0  # for a look at everything there is, which may be ten thousand tunnels
 HURRY = 9.0  # seconds for all that is left to be run once we were told to stop
 LEAST = 0.1  # of them for each command, so that every undo is tried
 STARTING = 2.0  # seconds in which a daemon must have its pid file
@@ -658,6 +659,37 @@ class System:
             for name in names
             if plan.NAME.fullmatch(name) and (interface := self.interface(name)) is not None
         ]
+
+    def everything(self) -> dict[str, Interface]:
+        """All interfaces by their names, with a single look."""
+        blocks = re.split(r"^(?=\S+: flags=)", self.run(("ifconfig", "-a"), limit=LONG), flags=re.M)
+        found = [_interface(block.partition(":")[0], block) for block in blocks if block]
+        return {each.name: each for each in found if plan.NAME.fullmatch(each.name)}
+
+    def routes(self, fib: int | None) -> dict[str, str]:
+        """The IPv6 routes in that FIB: through which interface each destination goes."""
+        table = () if fib is None else ("-F", str(fib))
+        shown = self.run(("netstat", "-rnW", "-f", "inet6", *table), limit=LONG)
+        head: list[str] = []
+        routes = {}
+        for words in map(str.split, shown.splitlines()):
+            if words[:1] == ["Destination"]:
+                head = words
+            elif head and len(words) >= len(head) - 1:  # Expire is mostly empty
+                routes[words[0]] = words[head.index("Netif")]
+        return routes
+
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Bytes received and sent by each interface."""
+        # What stands left of the numbers may be missing or hold anything, so count from the right.
+        shown = self.run(("netstat", "-i", "-b", "-n", "-W"), limit=LONG)
+        head, *lines = (line.split() for line in shown.splitlines() if line.strip())
+        received, sent = (head.index(each) - len(head) for each in ("Ibytes", "Obytes"))
+        return {
+            words[0]: (int(words[received]), int(words[sent]))
+            for words in lines
+            if len(words) > 2 and words[2].startswith("<Link#") and words[received].isdigit()
+        }
 
     def marked(self, mark: str) -> str | None:
         """The name of the interface that carries this mark as its description, or None."""

@@ -18,6 +18,7 @@ Whatever the peer does wrong comes out of `receive` as `ProtocolError`, and noth
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -99,6 +100,8 @@ def is_port(word: str) -> bool:
 class LineBuffer:
     """Bytes to lines: LF or CRLF ends one; a CR or NUL elsewhere, or a long line, is an error."""
 
+    __slots__ = ("_limit", "_pending", "_searched")
+
     def __init__(self, limit: int = LINE_LIMIT) -> None:
         self._limit = limit  # bytes of a line, its ending not counted
         self._pending = bytearray()
@@ -123,6 +126,8 @@ class LineBuffer:
             return None
         line = bytes(self._pending[:end])
         del self._pending[: end + 1]
+        if not self._pending:
+            self._pending = bytearray()  # which, unlike one that was emptied, takes no memory
         self._searched = 0
         line = line[:-1] if line.endswith(b"\r") else line
         if len(line) > self._limit:
@@ -370,12 +375,31 @@ class Ended(NamedTuple):
 SessionEvent = Asked | Ended
 
 
+class Limits(NamedTuple):
+    """What a server bears from one connection; times in seconds."""
+
+    line: int = LINE_LIMIT
+    login_time: float = AUTH_TIME
+    idle_time: float = IDLE_TIME
+    failures: int = LOGIN_FAILURES
+
+
+def _nobody(user: str) -> bool:
+    return False
+
+
 class Session:
     """The server's end of one connection.
 
     `challenge` must come from a secure source and be used once.  `password_of` gives a user's
-    password, or None.  A login that fails costs the same, and reads the same, whoever it was.
+    password, or None.  A login that fails costs the same, and reads the same, whoever it was;
+    `failed` is told of it.  Whoever `must_wait` says is told to come back later, unseen.
     """
+
+    __slots__ = (
+        *("_auth_deadline", "_bad_commands", "_challenge", "_failed", "_failures", "_limits"),
+        *("_lines", "_must_wait", "_out", "_password_of", "_state", "_trace", "deadline"),
+    )
 
     def __init__(
         self,
@@ -384,24 +408,27 @@ class Session:
         password_of: Callable[[str], str | None],
         now: float,
         *,
+        limits: Limits = Limits(),  # noqa: B008  # it cannot be changed
+        failed: Callable[[str], None] = _no_trace,
+        must_wait: Callable[[str], bool] = _nobody,
         trace: Callable[[str], None] = _no_trace,
     ) -> None:
         self._challenge = challenge
         self._password_of = password_of
+        self._limits, self._failed, self._must_wait = limits, failed, must_wait
         self._trace = trace
-        self._lines = LineBuffer()
-        self._out = bytearray()
+        self._lines = LineBuffer(limits.line)
+        self._out = b""
         self._state = "login"  # -> asked -> login or up -> over
         self._failures = 0
         self._bad_commands = 0
-        self._auth_deadline = now + AUTH_TIME  # nothing extends this one
+        self._auth_deadline = now + limits.login_time  # nothing extends this one
         self.deadline = self._auth_deadline
         self._reply(f"+OK {challenge} {name}")
 
     def take(self) -> bytes:
         """What is to be sent now."""
-        data = bytes(self._out)
-        self._out.clear()
+        data, self._out = self._out, b""
         return data
 
     def receive(self, data: bytes, now: float) -> list[SessionEvent]:
@@ -412,14 +439,15 @@ class Session:
             return [self._over("the client closed the connection")]
         self._lines.feed(data)
         events = self._work(now)
-        if not events and len(self._lines) > 4 * LINE_LIMIT:
+        if not events and len(self._lines) > 4 * self._limits.line:
             raise ProtocolError("too much at once")
         return events
 
     def accept(self, reply: str, now: float) -> list[SessionEvent]:
         """Grant what was asked: `reply` is what stands behind `+OK`."""
         self._state = "up"
-        self.deadline = now + IDLE_TIME
+        self._challenge = ""
+        self.deadline = now + self._limits.idle_time
         self._reply(f"+OK {reply}")
         return self._go_on(now)
 
@@ -431,6 +459,7 @@ class Session:
     def refuse(self, text: str, now: float) -> list[SessionEvent]:
         """Refuse what was asked; the client may ask for something else."""
         self._state = "login"
+        self.deadline = self._auth_deadline
         self._reply(f"-ERR {text}")
         return self._go_on(now)
 
@@ -473,7 +502,7 @@ class Session:
         # A broken client may have its digest in any other place.
         self._trace(f"<< {visible(_DIGEST.sub(MASK, shown))}")
         if self._state == "up":
-            self.deadline = now + IDLE_TIME
+            self.deadline = now + self._limits.idle_time
         if verb == "quit":
             self._reply(f"+OK {BYE}")
             return self._over("the client said quit")
@@ -494,14 +523,15 @@ class Session:
         if self._state == "up":
             self._reply(f"-ERR {HAVE_TUNNEL}")
             return None
+        if words and self._must_wait(words[0]):
+            self._reply(f"-ERR {BUSY}")
+            return self._one_more_failure()
         # Behind the classic three, words of the form key=value, for what may come.
         plain = len(words) >= 3 and all(re.fullmatch(r"[a-z]+=\S*", each) for each in words[3:])
         if not plain or not self._knows(words[0], words[1]):
             self._reply(f"-ERR {BAD_LOGIN}")
-            self._failures += 1
-            return (
-                self._over("too many failed logins") if self._failures == LOGIN_FAILURES else None
-            )
+            self._failed(words[0] if words else "")
+            return self._one_more_failure()
         if words[2] not in TYPES:
             self._reply(f"-ERR {BAD_TYPE.format(visible(words[2]))}")
             return None
@@ -510,7 +540,14 @@ class Session:
             self._reply(f"-ERR {BAD_PORT}")
             return None
         self._state = "asked"
+        self.deadline = math.inf  # it is our turn
         return Asked(words[0], words[2], int(ports[0]) if ports else None)
+
+    def _one_more_failure(self) -> Ended | None:
+        self._failures += 1
+        if self._failures < self._limits.failures:
+            return None
+        return self._over("too many failed logins")
 
     def _knows(self, user: str, answer: str) -> bool:
         import hmac
