@@ -38,12 +38,14 @@ BYTECODE=	cpython-${PYTHON_SUFFIX}.pyc
 
 # What is installed, a word each; a new program, module, page or document needs no more.
 PROGRAMS=	dtcpauth dtcpc dtcps
-LIBRARY=	__init__ cli daemon grant ledger password plan pools speaker store system wire
+LIBRARY=	__init__ cli daemon grant inquiries ledger limits password plan pools report \
+		settings speaker store system timers wire
 RC_SCRIPTS=	dtcpc dtcps
-MANUALS=	dtcpc.auth.5 dtcpauth.8 dtcpc.8 dtcps.8
+MANUALS=	dtcpc.auth.5 dtcps.conf.5 dtcpauth.8 dtcpc.8 dtcps.8
 DOCUMENTS=	jails.md migration.md trust.md udp.md
 
 PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
+		"@sample etc/dtcps.conf.sample" \
 		etc/periodic/daily/425.status-dtcpc \
 		${RC_SCRIPTS:S|^|etc/rc.d/|} \
 		${LIBRARY:S|^|libexec/dtcpc/dtcp/|:S|$|.py|} \

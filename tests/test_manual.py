@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dtcp import cli, plan, store, wire
+from dtcp import cli, plan, settings, store, wire
 
 import dtcpauth
 import dtcpc
@@ -146,6 +146,28 @@ def test_the_list_of_options_is_in_order(program: str) -> None:
 # --- the other facts --------------------------------------------------------------------------
 
 
+def test_the_keys_of_the_configuration() -> None:
+    keys = set(settings._KEYS)
+    page = _section("dtcps.conf.5", "DESCRIPTION")
+    named = re.findall(r"^\.It Cm (\S+)", page, re.MULTILINE)
+    assert named == sorted(keys)
+    assert {each.replace("-", "_") for each in keys} == set(settings.Settings._fields)
+    starred = set(re.findall(r"^\.It Cm (\S+) No \*", page, re.MULTILINE))
+    assert starred == set(settings._SEVERAL)
+    sample = (ROOT / "etc/dtcps.conf.sample").read_text()
+    shown = re.findall(r"^#([a-z-]+) = (.*)$", sample, re.MULTILINE)
+    assert {key for key, _ in shown} == keys
+    # What is no example is the default, and all of it can be used as it is.
+    said = settings.parse("\n".join(f"{key} = {value}" for key, value in shown), "sample")
+    defaults = settings.Settings()
+    examples = {"prefix", "delegate", "unreachable", "metrics"}
+    for key in keys - examples:
+        name = key.replace("-", "_")
+        assert getattr(said, name) == getattr(defaults, name)
+        text = page.partition(f".It Cm {key}\n")[2].partition("\n.It")[0]
+        assert key == "listen" or str(getattr(defaults, name)) in text, key
+
+
 def test_the_environment_of_the_script() -> None:
     code = set(re.findall(r"\bDTCP_[A-Z]+\b", (ROOT / "dtcpc.py").read_text(encoding="utf-8")))
     named = set(re.findall(r"^\.It Ev (DTCP_\w+)", _source("dtcpc.8"), re.MULTILINE))
@@ -183,7 +205,8 @@ _STEM = dtcpc.PID_FILE.removesuffix(".pid")
                 f"{_STEM}.rtadvd.sock",
             },
         ),
-        ("dtcps.8", {store.PATH, dtcps.PID_FILE}),
+        ("dtcps.8", {store.PATH, dtcps.PID_FILE, dtcps.SOCKET, settings.PATH}),
+        ("dtcps.conf.5", {settings.PATH, f"{settings.PATH}.sample"}),
         ("dtcpauth.8", {store.PATH}),
         ("dtcpc.auth.5", {dtcpc.AUTH_FILE}),
     ],
@@ -247,7 +270,7 @@ def test_the_variables_of_rc_conf() -> None:
         ("dtcpauth.8", f"for {store.PATIENCE:.0f} s"),
         ("dtcps.8", wire.PORT),
         ("dtcps.8", dtcps.UDP_PORT),
-        ("dtcps.8", f"at most {dtcps.CONNECTIONS} connections"),
+        ("dtcps.8", f"at most {settings.Settings().connections} connections"),
         ("dtcps.8", f"within {wire.AUTH_TIME:.0f} seconds"),
         ("dtcps.8", f"every {wire.IDLE_TIME:.0f} seconds"),
         ("dtcps.8", f"{wire.LINE_LIMIT} bytes"),
@@ -260,7 +283,9 @@ def test_the_numbers(page: str, number: object) -> None:
 # --- messages ---------------------------------------------------------------------------------
 
 _RAISED = {
+    "SettingsError",
     "StoreError",
+    "ValueError",
     "NotAllowed",
     "PoolError",
     "Failure",
@@ -336,6 +361,7 @@ def _messages(path: str, without: frozenset[str]) -> list[str]:
             ("read_private", "_check", "from_file", "pairs", "prefixes", "keep"),
         ),
         ("dtcps.8", ("dtcps", "lib/dtcp/daemon", "lib/dtcp/store"), ("put", "_fix", "delete")),
+        ("dtcps.conf.5", ("lib/dtcp/settings", "lib/dtcp/pools"), ()),
     ],
 )
 def test_every_message_is_explained(
@@ -345,5 +371,5 @@ def test_every_message_is_explained(
     messages = [
         each for module in modules for each in _messages(f"{module}.py", frozenset(without))
     ]
-    assert len(messages) > 20
+    assert len(messages) > 10
     assert [each for each in messages if len(each) > 8 and each not in text] == []

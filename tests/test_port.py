@@ -114,6 +114,7 @@ def test_what_can_hold_a_password_is_for_root_only(port: Port) -> None:
     }
     assert modes == {
         "etc/dtcpc.auth.sample": 0o600,
+        "etc/dtcps.conf.sample": 0o644,
     }
     assert (port.prefix / "etc/dtcpc.auth").stat().st_mode & 0o777 == 0o600
 

@@ -547,11 +547,38 @@ def test_a_server_from_start_to_stop(
     assert ping(net.client)
     client.does("stop")
 
-    dtcps.configure(dtcps_enable="YES", dtcps_prefix=PREFIX)
-    dtcps.does("restart")
+    dtcps.does("configtest")
     dtcps.does("stop")
     assert dtcps.run("status").stdout == "dtcps is not running.\n"
     assert not dtcps.commands()
+
+
+@pytest.mark.lab
+def test_a_restart_leaves_the_tunnels_and_one_that_would_fail_the_server(
+    net: Internet, port: Port, dtcps: Service, tmp_path: Path
+) -> None:
+    good = {"dtcps_enable": "YES", "dtcps_prefix": PREFIX}
+    dtcps.configure(**good)
+    dtcps.does("start")
+    client = Service(port, tmp_path, "dtcpc", net.client)
+    client.configure(**GOOD, dtcpc_flags="-t host -Dl")
+    client.does("start")
+    wait_until("the tunnel", is_up(client))
+    index = net.server.run(["ip", "-o", "link", "show", "gif0"]).stdout.partition(":")[0]
+
+    dtcps.configure(**good, dtcps_flags="-x")
+    assert "mend dtcps_flags" in dtcps.refuses("restart")
+    assert dtcps.run("status").returncode == 0  # it runs as before
+
+    dtcps.configure(**good)
+    assert "Starting dtcps." in dtcps.does("restart")
+    said = f"{port.prefix}/sbin/dtcps --status".split()
+    wait_until("itojun is back", lambda: "itojun" in net.server.run([sys.executable, *said]).stdout)
+    assert net.server.run(["ip", "-o", "link", "show", "gif0"]).stdout.startswith(f"{index}:")
+    assert "itojun" in dtcps.does("status")
+    client.does("stop")
+    dtcps.does("stop")
+    assert "gif0" not in net.server.run(["ifconfig", "-l"]).stdout
 
 
 @pytest.mark.lab
@@ -560,6 +587,7 @@ def test_a_server_from_start_to_stop(
     [
         ({"dtcps_flags": "-x"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
         ({"dtcps_prefix": "2001:db8::/120"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
+        ({"dtcps_flags": "--config /x"}, "dtcps: /x: no such file"),
         ({"dtcps_flags": "-dU"}, "dtcps_flags: -dU keeps dtcps in the foreground; leave it out"),
     ],
 )
