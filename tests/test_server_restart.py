@@ -151,7 +151,6 @@ def test_what_was_half_made_is_removed_at_the_start(net: Internet) -> None:
     "spoil",
     [
         "ifconfig gif0 destroy",
-        "ifconfig gif0 description other",
         "ifconfig gif0 tunnel 192.0.2.1 203.0.113.99",
         "ifconfig gif0 down",
         "route -n delete -inet6 2001:db8:3c3::/48 -interface gif0",
