@@ -42,7 +42,7 @@ LIBRARY=	__init__ cli daemon grant inquiries ledger limits password plan pools r
 		settings speaker store system timers wire
 RC_SCRIPTS=	dtcpc dtcps
 MANUALS=	dtcpc.auth.5 dtcps.conf.5 dtcpauth.8 dtcpc.8 dtcps.8
-DOCUMENTS=	jails.md migration.md trust.md udp.md
+DOCUMENTS=	jails.md migration.md server.md trust.md udp.md
 
 PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
 		"@sample etc/dtcps.conf.sample" \

@@ -66,7 +66,6 @@ BACKLOG = 4096  # connections that wait to be accepted; the kernel's own limit i
 AT_ONCE = 64  # connections that are accepted before the others are looked after
 UNREAD = 4096  # bytes of replies that a client may leave unread
 WORKERS = 4  # commands that run at the same time
-ATTEMPTS = 8  # to find a name for an interface that nobody has
 LOOK_INTERVAL = 20.0  # seconds between two looks at the sockets of tunnels over UDP
 CHANGES_INTERVAL = 5.0  # seconds between two looks for users that have changed
 ENDING_TIME = 10.0  # seconds for taking all tunnels down at the end, for the first hundred
@@ -786,6 +785,9 @@ class Server:
         host = self._host()
         host.tunnel = existing.name if existing else None
         try:
+            # Followed by other words, `create` takes what is there already, whosever it is.
+            if options.interface and host.interface(options.interface) is not None:
+                return partial(self._try_elsewhere, request)
             host.up(plan.server(grant.turned(), options, mark, existing))
             assert host.tunnel is not None
             kept = existing is not None or (options.keep and grant.ports is None)
@@ -793,8 +795,6 @@ class Server:
                 *(peer.user, request.type, grant, host.tunnel, mark, node, kept, time.time())
             )
         except system.CommandFailed as failed:
-            if "already exists" in failed.reason and isinstance(place, str) and place:
-                return partial(self._try_elsewhere, request)  # somebody else has that name
             # The details are for our log only.
             self._log.error(f"{peer.user}: the tunnel could not be made: {failed}")
             return partial(self._not_made, request, place)

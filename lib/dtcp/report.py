@@ -41,7 +41,7 @@ def _tunnel(tunnel: Tunnel, traffic: Traffic | None) -> dict[str, object]:
     return {
         "user": tunnel.user,
         "type": tunnel.type,
-        "from": str(grant.remote),
+        "from": str(grant.local),
         "since": tunnel.since,
         "interface": tunnel.interface,
         "address": str(grant.inner) if grant.inner else None,
