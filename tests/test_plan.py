@@ -133,7 +133,7 @@ def test_a_server_has_the_other_end() -> None:
     )
     assert plan.script(steps, None) == [
         "IF=$(ifconfig gif create group dtcp"
-        " description 'dtcpc itojun@tunnel.example.org pid 7' mtu 1280"
+        " description 'dtcpc itojun@tunnel.example.org pid 7' mtu 1280 up"
         " tunnel 192.0.2.1 203.0.113.7)",
         "ifconfig $IF inet6 2001:db8:1::5 2001:db8:1::6 prefixlen 128 alias",
         "route -n add -inet6 2001:db8:3c3::/48 -interface $IF",

@@ -191,11 +191,9 @@ def server(
         do=(*create.do, "tunnel", str(grant.local), str(grant.remote)),
         check=create.check._replace(shows=(*create.check.shows, *ends.check.shows)),
     )
-    # An address switches interface and IPv6 on; and when the interface is destroyed, its addresses
+    # It is up from its first command on (_interface); and when the interface is destroyed, its addresses
     # and routes go with it.
     inner = _inner(grant, ())[0]
-    if grant.inner is None:
-        inner = inner._replace(do=(*inner.do, "up"))
     assert inner.check is not None
     inner = inner._replace(
         undo=(), check=inner.check._replace(shows=(*inner.check.shows, "UP", "RUNNING"))

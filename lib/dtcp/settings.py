@@ -21,6 +21,10 @@ class SettingsError(Exception):
     """The file cannot be read, or a line of it is wrong.  Fit for a terminal."""
 
 
+class _Wrong(ValueError):
+    """A value is none; what is right."""
+
+
 class Settings(NamedTuple):
     """What the file says, or does not say; times in seconds."""
 
@@ -46,7 +50,7 @@ class Settings(NamedTuple):
 def _number(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
-            raise ValueError(f"{text!a} is not a number from {least} to {most}")
+            raise _Wrong(f"{text!a} is not a number from {least} to {most}")
         return int(text)
 
     return parse
@@ -56,12 +60,12 @@ def _address(text: str) -> IPv4Address:
     try:
         return IPv4Address(text)
     except ValueError:
-        raise ValueError(f"{text!a} is no IPv4 address") from None
+        raise _Wrong(f"{text!a} is no IPv4 address") from None
 
 
 def _path(text: str) -> str:
     if not text.startswith("/") or "\0" in text:
-        raise ValueError(f"{text!a} is not an absolute path")
+        raise _Wrong(f"{text!a} is not an absolute path")
     return text
 
 
@@ -73,7 +77,7 @@ def _loopback(text: str) -> tuple[IPv4Address, int]:
     host, colon, port = text.partition(":")
     address = _address(host)
     if not colon or not address.is_loopback:
-        raise ValueError(f"{text!a} is not: loopback-address:port")
+        raise _Wrong(f"{text!a} is not: loopback-address:port")
     return address, _number(1, 65535)(port)
 
 
@@ -130,7 +134,7 @@ def _among(others: tuple[Any, ...], one: Any) -> tuple[Any, ...]:
     for other in others:
         there = other.prefix if isinstance(other, Pool) else other
         if network.overlaps(there):
-            raise ValueError(f"{network} overlaps {there}")
+            raise _Wrong(f"{network} overlaps {there}")
     return (*others, one)
 
 
