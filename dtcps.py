@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import os
+import queue
 import re
 import resource
 import secrets
@@ -248,7 +249,8 @@ class Server:
         self._selector: selectors.BaseSelector
         self._signals: daemon.Signals
         self._workers = concurrent.futures.ThreadPoolExecutor(WORKERS, "command")
-        self._shells = threading.local()
+        self._shells: queue.SimpleQueue[system.Shell] = queue.SimpleQueue()
+        self._own = threading.local()  # of a worker: the shell that it has at the moment
         self._done: list[Finish] = []
         self._stopping = False
         self._unreachable = system.System(log.command)
@@ -329,8 +331,6 @@ class Server:
                 for each in there.values()
                 if usable.fullmatch(each.name) and not (each.up or each.outer or each.description)
             ]
-        if self._unclaimed:
-            self._log.notice(f"{len(self._unclaimed)} tunnels wait for their clients to come back")
 
     def _remove_left(self, host: system.System, interface: Interface) -> None:
         if interface.name.startswith("ng"):
@@ -371,6 +371,10 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._store = Store(self._settings.store)
         self._written = Store(self._settings.store)
+        for _ in range(WORKERS):
+            shell = system.Shell()
+            shell.start()
+            self._shells.put(shell)
         self._signals = daemon.Signals()
         signal.signal(signal.SIGUSR2, self._restart)
         self._inquiries = inquiries.Inquiries(self._selector, self._answer)
@@ -378,6 +382,8 @@ class Server:
         if self._metrics is not None:
             self._inquiries.listen(self._metrics, over_http=True)
         ready()
+        if self._unclaimed:
+            self._log.notice(f"{len(self._unclaimed)} tunnels wait for their clients to come back")
         self._log.notice(f"listening on port {self._listener.getsockname()[1]}")
         self._claim_until = time.monotonic() + self._settings.adopt_time
         self._change, _ = self._store.changes()
@@ -827,10 +833,7 @@ class Server:
 
     def _host(self) -> system.System:
         """What runs the commands of this worker."""
-        shell = getattr(self._shells, "shell", None)
-        if shell is None:
-            shell = self._shells.shell = system.Shell()
-        host = system.System(self._log.command, shell=shell)
+        host = system.System(self._log.command, shell=self._own.shell)
         if self._stopping:
             host.hurry()
         return host
@@ -902,11 +905,13 @@ class Server:
         """Set a worker to something; what it returns is done by the main thread."""
 
         def run() -> None:
+            self._own.shell = self._shells.get()
             try:
                 finish = work()
             except Exception as error:  # a worker must not die silently with a peer in its hands
                 self._log.error(f"{peer.user if peer else 'taking down'}: {error!r}")
                 finish = partial(self._refuse, peer, wire.INTERNAL) if peer else _nothing
+            self._shells.put(self._own.shell)
             self._done.append(partial(self._finish_work, peer, finish))
             os.write(self._finish, b".")
 

@@ -547,6 +547,7 @@ def test_a_server_from_start_to_stop(
     assert ping(net.client)
     client.does("stop")
 
+    dtcps.configure(dtcps_enable="YES", dtcps_prefix=PREFIX)
     dtcps.does("configtest")
     dtcps.does("stop")
     assert dtcps.run("status").stdout == "dtcps is not running.\n"
@@ -576,7 +577,9 @@ def test_a_restart_leaves_the_tunnels_and_one_that_would_fail_the_server(
     wait_until("itojun is back", lambda: "itojun" in net.server.run([sys.executable, *said]).stdout)
     assert net.server.run(["ip", "-o", "link", "show", "gif0"]).stdout.startswith(f"{index}:")
     assert "itojun" in dtcps.does("status")
+    client.configure(**GOOD, dtcpc_flags="-t host -Dl")
     client.does("stop")
+    dtcps.configure(**good)
     dtcps.does("stop")
     assert "gif0" not in net.server.run(["ifconfig", "-l"]).stdout
 

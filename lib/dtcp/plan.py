@@ -191,8 +191,7 @@ def server(
         do=(*create.do, "tunnel", str(grant.local), str(grant.remote)),
         check=create.check._replace(shows=(*create.check.shows, *ends.check.shows)),
     )
-    # It is up from its first command on (_interface); and when the interface is destroyed, its addresses
-    # and routes go with it.
+    # It is up from its first command on; and when it is destroyed, its addresses and routes go too.
     inner = _inner(grant, ())[0]
     assert inner.check is not None
     inner = inner._replace(

@@ -74,22 +74,12 @@ class Output(NamedTuple):
 
 # Runs what it is told on its input: how many words, then the words, one a line.  It never parses
 # them, and this program never changes.  $1 marks the end of what a command says.
-_SHELL = """
-while read -r count; do
-    set -- "$1"
-    while [ "$count" -gt 0 ]; do
-        IFS= read -r word
-        set -- "$@" "$word"
-        count=$((count - 1))
-    done
-    end=$1
-    shift
-    "$@" </dev/null
-    printf '\\n%s %d\\n' "$end" $?
-    printf '\\n%s\\n' "$end" >&2
-    set -- "$end"
-done
-"""
+_SHELL = (
+    'while read -r count; do set -- "$1"; while [ "$count" -gt 0 ]; do'
+    ' IFS= read -r word; set -- "$@" "$word"; count=$((count - 1)); done;'
+    ' end=$1; shift; "$@" </dev/null;'
+    ' printf "\\n%s %d\\n" "$end" $?; printf "\\n%s\\n" "$end" >&2; set -- "$end"; done'
+)
 
 
 class Shell:
@@ -109,14 +99,14 @@ class Shell:
     def tell(self, words: Words) -> None:
         """Begin with a command, whose first word is a path.  Raises OSError."""
         if self._process is None:
-            self._start()
+            self.start()
         self._said = dict.fromkeys(self._pipes[1:], b"")
         line = "\n".join((str(len(words)), *words, ""))
         try:
             os.write(self._pipes[0], line.encode())
         except BrokenPipeError:  # somebody has killed it
             self.kill()
-            self._start()
+            self.start()
             self._said = dict.fromkeys(self._pipes[1:], b"")
             os.write(self._pipes[0], line.encode())
 
@@ -158,7 +148,8 @@ class Shell:
             os.close(pipe)
         self._process = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have it ready.  Raises OSError."""
         import secrets
 
         import sh
