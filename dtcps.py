@@ -64,7 +64,7 @@ GREETING = f"dtcps {__version__} tunnel server"
 
 DESCRIPTORS = 60  # that are kept free of clients, for the commands and ourselves
 BACKLOG = 4096  # connections that wait to be accepted; the kernel's own limit is mostly lower
-AT_ONCE = 64  # connections that are accepted before the others are looked after
+AT_ONCE = 64  # connections that are accepted, and others looked after, in turns
 UNREAD = 4096  # bytes of replies that a client may leave unread
 WORKERS = 4  # commands that run at the same time
 LOOK_INTERVAL = 20.0  # seconds between two looks at the sockets of tunnels over UDP
@@ -267,7 +267,7 @@ class Server:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._limit()
         self._inquiries: inquiries.Inquiries
-        self._listener = _listen(self._settings.listen, options.port)
+        self._listener = _bound(self._settings.listen, options.port)
         self._local = _local_socket()
         self._metrics = _metrics_socket(self._settings)
         self._finished, self._finish = os.pipe()
@@ -381,6 +381,9 @@ class Server:
         self._inquiries.listen(self._local, over_http=False)
         if self._metrics is not None:
             self._inquiries.listen(self._metrics, over_http=True)
+        # Only now: who connects before anybody can answer would wait in a queue, which overflows
+        # when all clients come back at once.
+        self._listener.listen(BACKLOG)
         ready()
         if self._unclaimed:
             self._log.notice(f"{len(self._unclaimed)} tunnels wait for their clients to come back")
@@ -416,7 +419,9 @@ class Server:
 
     def _turn(self, timeout: float | None) -> None:
         """Wait for something to happen, once, and let come of it what must."""
-        for key, mask in self._selector.select(timeout):
+        for count, (key, mask) in enumerate(self._selector.select(timeout), 1):
+            if not count % AT_ONCE and not self._signals.stopping:
+                self._accept(0)  # thousands may be behind us, and more in the kernel's queue
             if isinstance(key.data, Peer):
                 if mask & selectors.EVENT_WRITE:
                     self._settle(key.data, [])
@@ -1245,12 +1250,12 @@ def _is_ipv6(packet: bytes) -> bool:
     )
 
 
-def _listen(address: IPv4Address, port: int) -> socket.socket:
+def _bound(address: IPv4Address, port: int) -> socket.socket:
+    """A socket at that port, which does not listen yet.  Raises Failure."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((str(address), port))
-        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise Failure(f"port {port}: {error.strerror}") from None
@@ -1271,9 +1276,11 @@ def _metrics_socket(wanted: Settings) -> socket.socket | None:
         return None
     address, port = wanted.metrics
     try:
-        return _listen(address, port)
+        sock = _bound(address, port)
     except Failure as failure:
         raise Failure(f"metrics: {failure}") from None
+    sock.listen(inquiries.MOST)
+    return sock
 
 
 def show_status(*, as_json: bool) -> int:
