@@ -217,7 +217,7 @@ class Bench:
         )
         options = case.options._replace(node="dtcpc7")
         if case.server:
-            self.steps = plan.server(case.grant, MARK, "dtcps7u4028")
+            self.steps = plan.server(case.grant, plan.Options(node="dtcps7u4028"), MARK)
         else:
             self.steps = plan.client(case.grant, options, surveyed, MARK)
         self.then = plan.client(case.then, options, surveyed, MARK) if case.then else None

@@ -36,7 +36,7 @@ LEAST = {
     "-P, foreign rtadvd": (56, 17, 15),
     "-U": (46, 12, 11),
     "-U -n -i -F": (59, 14, 13),
-    "server": (38, 11, 10),
+    "server": (23, 6, 5),
     "server, UDP": (46, 12, 11),
     "change of host": (17, 5, 12),
     "change of outer": (17, 5, 12),
