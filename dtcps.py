@@ -838,7 +838,7 @@ class Server:
 
     def _host(self) -> system.System:
         """What runs the commands of this worker."""
-        host = system.System(self._log.command, shell=self._own.shell)
+        host = system.System(self._log.command, within=self._own.shell)
         if self._stopping:
             host.hurry()
         return host

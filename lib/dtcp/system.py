@@ -200,13 +200,13 @@ class System:
         log: Callable[[str], None],
         ledger: Ledger | None = None,
         tunnel: str | None = None,
-        shell: Shell | None = None,
+        within: Shell | None = None,
     ) -> None:
         self.tunnel = tunnel
         self.done: list[Step] = []
         self._log = log
         self._ledger = ledger
-        self._shell = shell
+        self._shell = within
         self._been_up = False
         self._deadline: float | None = None  # when everything must be over
         self._ahead = 1  # commands that are to be run before it
