@@ -29,10 +29,11 @@ _FREEBSD_LOOKS = {
     "ifconfig -a": "ifconfig -a",
     "netstat -rn": "netstat -rn",
 }
-# Numbers of interfaces, ip's own line breaks, and what changes as time goes by.
+# Numbers of interfaces, ip's own line breaks, what changes as time goes by, and what Linux gives a
+# link when that is up for the first time.
 _VOLATILE = re.compile(
     r"^\d+: +(?=[a-z])|\\ +(valid_lft \S+ preferred_lft \S+)?| tentative| expires \d+sec"
-    r"| pltime \d+ vltime \d+"
+    r"| pltime \d+ vltime \d+| qdisc \S+"
 )
 
 

@@ -80,7 +80,7 @@ MESSAGE = "something went wrong, as the lab was told"
         (LAN, ["-C"], "late", "rtadvd .*", MESSAGE),
         (("-U", "-t", "host"), ["-f"], "late", "ngctl -f -", MESSAGE),
         (("-U", "-t", "host"), ["getpeername"], "garbage", "ngctl msg .*", "does not show .*"),
-        (("-o", "-t", "host"), ["up"], "exit1", "ifconfig gif0 up", MESSAGE),
+        (("-o", "-t", "host"), ["gif0", "up"], "exit1", "ifconfig gif0 up", MESSAGE),
     ],
 )
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)

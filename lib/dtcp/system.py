@@ -529,7 +529,7 @@ class System:
             try:
                 said = self.run(("ngctl", "msg", mark, "getifname"))
             except CommandFailed as failed:
-                if "No such file or directory" not in failed.reason:
+                if "No such file or directory" not in failed.reason and not _is_gone(failed):
                     raise
                 said = ""
             self.tunnel = _named(said, plan.NAME.pattern)
