@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import math
 import os
 import resource
@@ -36,9 +37,12 @@ def settle() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
-    # Python has None for them then.
-    sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    sys.stdout = sys.stdout or os.fdopen(1, "w")  # Python has None for it then
+    # Without a buffer: what a full disk does not take would be found there again when Python ends,
+    # and make its exit status 120.
+    sys.stderr = io.TextIOWrapper(
+        io.FileIO(2, "w", closefd=False), errors="backslashreplace", write_through=True
+    )
     for fd in range(3, 256):
         with contextlib.suppress(OSError):
             os.set_inheritable(fd, False)
