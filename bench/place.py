@@ -1,0 +1,74 @@
+"""Where it all runs: namespaces that end with the run, and the programs as the port installs them.
+
+Root has the lab's enclosure.  Without root, the same is made in a user namespace; in it the server
+can be measured, but not the client (its unprivileged process cannot be) nor the lab.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from lab import enclosure
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(words: list[str]) -> int:
+    """Run a command in namespaces of its own; its exit status."""
+    if os.geteuid() == 0:
+        return enclosure.run(words)
+    return subprocess.call(
+        [
+            *("unshare", "--map-root-user", "--fork", "--kill-child", "--pid", "--mount-proc"),
+            *("--mount", "--propagation", "private", "--net", "--uts"),
+            *(sys.executable, "-I", "-S", str(ROOT / "lab/init.py"), "0"),
+            *words,
+        ]
+    )
+
+
+def is_real_root() -> bool:
+    """Whether the users of the machine are the users here."""
+    return Path("/proc/self/uid_map").read_text().split()[2] == "4294967295"
+
+
+class Installed(NamedTuple):
+    """The programs, with their byte code, as the port installs them."""
+
+    prefix: Path
+
+    @property
+    def client(self) -> Path:
+        return self.prefix / "sbin/dtcpc"
+
+    @property
+    def server(self) -> Path:
+        return self.prefix / "sbin/dtcps"
+
+
+def install(directory: Path) -> Installed:
+    """Stage the port (Makefile), for the Python that runs this, and put it where it belongs."""
+    prefix, work = directory / "prefix", directory / "work"
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
+    version = f"{sys.version_info.major}{sys.version_info.minor}"
+    done = subprocess.run(
+        [
+            *("bmake", "-m", str(ROOT / "tests/port")),
+            *(f"PYTHON_CMD={sys.executable}", f"PYTHON_SUFFIX={version}"),
+            *(f"PREFIX={prefix}", f"WRKDIR={work}", "stage"),
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"bmake stage: {done.stdout}")
+    shutil.copytree(f"{work}/stage{prefix}", prefix)
+    return Installed(prefix)
