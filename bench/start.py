@@ -5,7 +5,6 @@ The server is the scripted one of the tests, on loopback; the commands are stubs
 
 from __future__ import annotations
 
-import re
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 from bench import stubs
 from bench.figures import Figure, ms
-from bench.place import ROOT, Installed
+from bench.place import ROOT, Installed, undisturbed
 
 PORT = 20211
 ALLOWED = 0.060  # seconds beyond Python's start and the commands
@@ -126,7 +125,10 @@ def measure(installed: Installed, directory: Path, rounds: int) -> list[Figure]:
             return _timed([sys.executable, "-c", "pass"], ours.environment)
 
         turns: list[Callable[[], float]] = [run_client, run_commands, run_python]
-        times = [[turn() for turn in turns] for _ in range(rounds)]
+        times = []
+        for _ in range(rounds):
+            with undisturbed():
+                times.append([turn() for turn in turns])
     up, commands, python = (statistics.median(column) for column in zip(*times, strict=True))
     best = [min(column) for column in zip(*times, strict=True)]
     beyond = up - commands - python
@@ -148,10 +150,3 @@ def _timed(words: list[str], environment: dict[str, str]) -> float:
     begun = time.monotonic()
     subprocess.run(words, env=environment, check=False)
     return time.monotonic() - begun
-
-
-def up_after(lines: list[str]) -> float:
-    """The seconds that a client says it took, from the login on."""
-    found = re.search(r"up after ([0-9.]+) s", "\n".join(lines))
-    assert found
-    return float(found[1])

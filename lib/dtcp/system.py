@@ -5,8 +5,8 @@ output (`route`), or succeed whatever happened (`rtsol`).  So a command is belie
 exits 0 AND writes nothing to standard error, and a step only when its effect was seen.
 
 Commands are lists of words, never a shell's string; they get an environment of ours and a time
-limit.  `sh` is imported here and nowhere else, and only when the first command is due: that alone
-takes longer than the commands.
+limit.  `sh` is used here and nowhere else, and imported (dtcp.lean) when the first command is due:
+that alone takes longer than the commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dtcp import daemon, plan
+from dtcp import daemon, lean, plan
 from dtcp.ledger import Ledger, LedgerError, Left
 from dtcp.plan import LINK_LOCAL, TUNNEL, Check, Interface, Step, Words
 
@@ -150,11 +150,8 @@ class Shell:
 
     def start(self) -> None:
         """Have it ready.  Raises OSError."""
-        import secrets
-
-        import sh
-
-        token = secrets.token_hex(16)
+        sh = lean.load()
+        token = os.urandom(16).hex()
         self._end = f"\n{token}".encode()
         pipes = [os.pipe() for _ in range(3)]
         ours, theirs = (
@@ -218,6 +215,11 @@ class System:
         if self._deadline is None:
             self._deadline = time.monotonic() + HURRY
             self._ahead = 2 + sum(len(step.undo) for step in self.done)
+
+    def rest(self) -> None:
+        """Nothing is to be run for a while: a shell of ours need not wait for it, nor wake us."""
+        if self._shell is not None:
+            self._shell.kill()
 
     def run(
         self,
@@ -287,18 +289,15 @@ class System:
     def _output(
         self, words: Words, limit: float, input: str, environment: dict[str, str]
     ) -> Output:
-        import shutil
-
         self._log(plan.spelled(words))
         path = _path()
-        program = shutil.which(words[0], path=path)
+        program = _which(words[0], path)
         if program is None:
             raise CommandFailed(words, f"no such command in {path}")
         plain = not input and not environment and not any("\n" in word for word in words)
         if self._shell is not None and plain:
             return self._in_shell(self._shell, (program, *words[1:]), words, limit)
-
-        import sh
+        sh = lean.load()
 
         ended = threading.Event()
         outcome: list[Output] = []
@@ -732,11 +731,10 @@ class System:
         What it says differs wholly between releases.  It runs for as long as we do, and sh would
         wake up once a second for that; so it is started without.
         """
-        import shutil
         import subprocess
 
         path = _path()
-        program = shutil.which("route", path=path)
+        program = _which("route", path)
         if program is None:
             raise CommandFailed(("route",), f"no such command in {path}")
         self._log("route -n monitor")
@@ -770,6 +768,16 @@ def _named(said: str, pattern: str) -> str | None:
 def _path() -> str:
     own = os.environ.get("PATH")
     return f"{own}:{_PATH}" if own else _PATH
+
+
+def _which(name: str, path: str) -> str | None:
+    """Where that command is, as execvp(3) would find it."""
+    # shutil.which brings the whole of shutil along, archives and all.
+    for directory in [""] if "/" in name else path.split(":"):
+        file = os.path.join(directory, name)
+        if os.path.isfile(file) and os.access(file, os.X_OK):
+            return file
+    return None
 
 
 def _text(output: bytes) -> str:
