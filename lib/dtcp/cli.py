@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # The exit status says what a script should do next.  64 to 77 are those of sysexits(3).
 OK, FAILED, USAGE, TRY_AGAIN, NOT_ALLOWED = 0, 1, 64, 75, 77
@@ -20,8 +20,16 @@ class Failure(Exception):
         self.status = status
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # Asked for the width, argparse imports shutil, archives and all, at each start.
+    return argparse.HelpFormatter(prog, width=78)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, then the usage; ends with USAGE."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_formatter, **options)
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"{self.prog}: {message.removeprefix('argument ')}\n")

@@ -1,15 +1,16 @@
 """The package `sh`, without what it imports for others.
 
-Two thirds of its import are asyncio, for who awaits a command; importlib.metadata, for its version
-number; and inspect, for output that goes to a function.  We do none of that, and all of it would
-come before the client's first command, and stay in memory for as long as the tunnel does.  So while
-`sh` is imported, something smaller stands in their places.  What that does not have is taken from
-the real module after all, when it is used.
+Most of its import is asyncio, for who awaits a command; importlib.metadata, for its version number;
+logging, which nobody here listens to; and what is needed when a program has gone wrong.  All of
+that would come before the client's first command, and stay in memory for as long as its tunnel
+does.  So while `sh` is imported, something smaller stands in their places.  What that does not have
+is taken from the real module after all, when it is used.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -27,10 +28,24 @@ def _no_loop() -> object:
     raise RuntimeError("no running event loop")
 
 
+class _Silence:
+    """A logger that logs nothing."""
+
+    def debug(self, *_: object) -> None:
+        pass
+
+    info = error = exception = debug
+
+
 _STAND_INS: dict[str, dict[str, object]] = {
     "asyncio": {"Queue": object, "get_running_loop": _no_loop},
+    "getpass": {},
     "importlib.metadata": {"PackageNotFoundError": _Unknown, "version": _version},
     "inspect": {},
+    "logging": {"getLogger": lambda name: _Silence()},
+    "platform": {"system": lambda: os.uname().sysname},
+    "textwrap": {},
+    "traceback": {},
 }
 
 

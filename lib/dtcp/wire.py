@@ -83,13 +83,17 @@ def digest(user: str, challenge: str, password: str) -> str:
     The challenge goes in as it came, the user first (unlike APOP of RFC 1939).  KAME's server
     compares letter by letter with upper case.
     """
-    import hashlib  # here, so that --help need not wait for it
+    # Here, so that --help need not wait for it.  Python's own is small; hashlib's is that of
+    # OpenSSL, which is not, and which a FIPS build refuses unless no security is expected of it.
+    try:
+        from _md5 import md5  # type: ignore[import-not-found]
+    except ImportError:  # built without
+        from hashlib import md5
 
-    # A FIPS build of OpenSSL refuses MD5 unless told that no security is expected of it.
-    md5 = hashlib.md5(usedforsecurity=False)
+    hashed = md5(usedforsecurity=False)
     for part in (user, challenge, password):
-        md5.update(part.encode("utf-8", "surrogateescape"))
-    return md5.hexdigest().upper()
+        hashed.update(part.encode("utf-8", "surrogateescape"))
+    return str(hashed.hexdigest()).upper()
 
 
 def is_port(word: str) -> bool:

@@ -1,0 +1,43 @@
+"""What the kernel tells of processes."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def family(pid: int) -> list[int]:
+    """A process and what it has started, and those have started."""
+    found = [pid]
+    for parent in found:
+        with suppress(OSError):
+            for task in (_PROC / str(parent) / "task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def program(pid: int) -> str:
+    return (_PROC / str(pid) / "comm").read_text().strip()
+
+
+def proportional_share(pid: int) -> float:
+    """Memory in MB: a page that n processes share counts one n-th (Pss, proc_pid_smaps(5))."""
+    text = (_PROC / str(pid) / "smaps_rollup").read_text()
+    found = re.search(r"^Pss: +([0-9]+) kB$", text, re.MULTILINE)
+    assert found
+    return int(found[1]) / 1024
+
+
+def wake_ups(pid: int) -> int:
+    """How often the threads of a process have gone to sleep of their own accord, so far."""
+    total = 0
+    for task in (_PROC / str(pid) / "task").iterdir():
+        found = re.search(
+            r"^voluntary_ctxt_switches:\t([0-9]+)$", (task / "status").read_text(), re.MULTILINE
+        )
+        assert found
+        total += int(found[1])
+    return total
