@@ -10,11 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from bench import processes
 from lab import enclosure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,20 +41,29 @@ def is_real_root() -> bool:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Go before whatever else the machine has to do, all that is started in here included.
+def undisturbed(*pids: int) -> Iterator[None]:
+    """Go before whatever else the machine has to do, with these, and all that is started in here.
 
-    For what lasts a second: it is the same for all that are compared.  Without root, as it comes.
+    For what lasts some seconds: it is the same for all that are compared.  Without root, as it
+    comes.
     """
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
+        _schedule(pids, os.SCHED_RR, 10)
     except PermissionError:
         yield
         return
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        _schedule(pids, os.SCHED_OTHER, 0)
+
+
+def _schedule(pids: Iterable[int], policy: int, priority: int) -> None:
+    os.sched_setscheduler(0, policy, os.sched_param(priority))
+    for pid in pids:
+        for each in processes.family(pid):
+            for thread in Path(f"/proc/{each}/task").iterdir():
+                os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))
 
 
 class Installed(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -41,3 +42,9 @@ def wake_ups(pid: int) -> int:
         assert found
         total += int(found[1])
     return total
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process itself has had of the processors; its children do not count."""
+    words = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")

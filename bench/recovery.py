@@ -25,6 +25,7 @@ from tests.running import PREFIX, ROOT, SERVER, Program, login, ping, serve
 RESTARTED, RESET, MOVED, SILENT = 3.0, 1.0, 2.0, 91.0  # seconds
 PINGS_GIVEN_UP = 60.0 + 2 * 15.0  # dtcp.wire: PING_INTERVAL and twice PING_TIME
 PATIENCE = 120.0
+SILENCE = "recovery, peer silent right behind the login"
 
 
 def _up_again(client: Program, since: int) -> float:
@@ -151,7 +152,7 @@ def silence() -> Figure:
     """What only the pings tell."""
     seconds, _ = _silent()
     return Figure(
-        "recovery, peer silent right behind the login",
+        SILENCE,
         f"{seconds:.2f} s",
         f"the ping interval and two pings without an answer, {PINGS_GIVEN_UP:g} s",
         seconds / PINGS_GIVEN_UP,

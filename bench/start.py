@@ -102,8 +102,6 @@ def command_lines(client: Client) -> list[str]:
 
 def measure(installed: Installed, directory: Path, rounds: int) -> list[Figure]:
     """The client, its commands alone, and Python alone, by turns."""
-    # The client looks whether the interface is there; it has to be, if nothing else.
-    subprocess.run(["ip", "link", "add", "gif0", "type", "veth"], check=True)
     with client(installed, directory / "start") as ours:
         lines = command_lines(ours)
         # Each on its own: what one says, as `route get` does, is no reason to stop.

@@ -26,6 +26,7 @@ gif,create)
     while [ $# -gt 0 ]; do
         case $1 in
         description|mtu) echo "$1='$2'" >>"gif$n"; shift ;;
+        tunnel) echo "tunnel='$2 --> $3'" >>"gif$n"; shift 2 ;;
         group|fib) shift ;;
         esac
         shift
@@ -33,20 +34,25 @@ gif,create)
     echo "gif$n"
     ;;
 *,)
-    if ! [ -s "$1" ]; then
+    if [ "$1" = -a ]; then
+        set -- gif*
+    elif ! [ -s "$1" ]; then
         echo "ifconfig: interface $1 does not exist" >&2
         exit 1
     fi
-    description= mtu=1280 tunnel= inet6=
-    . "./$1"
-    echo "$1: flags=8051<UP,POINTOPOINT,RUNNING,MULTICAST> metric 0 mtu $mtu
+    for name; do
+        [ -s "$name" ] || continue
+        description= mtu=1280 tunnel= inet6=
+        . "./$name"
+        echo "$name: flags=8051<UP,POINTOPOINT,RUNNING,MULTICAST> metric 0 mtu $mtu
 	description: $description
 	options=80000<LINKSTATE>
 	tunnel inet $tunnel
-	inet6 fe80::1%$1 prefixlen 64 scopeid 0x4
+	inet6 fe80::1%$name prefixlen 64 scopeid 0x4
 	inet6 $inet6 prefixlen 128
 	groups: gif dtcp
 	nd6 options=21<PERFORMNUD,AUTO_LINKLOCAL>"
+    done
     ;;
 *,tunnel)
     echo "tunnel='$3 --> $4'" >>"$1"
@@ -78,12 +84,14 @@ get)
     read -r interface <"$file"
     to=${1%/*}
     [ "$to" != default ] || to=::
+    flags=UP,DONE,STATIC
+    [ "$interface" != -reject ] || flags=$flags,REJECT
     echo "   route to: $to
 destination: $to
        mask: ::
         fib: 0
   interface: $interface
-      flags: <UP,DONE,STATIC>"
+      flags: <$flags>"
     ;;
 add)
     echo "$3" >"$file"
@@ -96,6 +104,10 @@ delete)
 esac
 """
 
+_NETSTAT = """#!/bin/sh
+echo "Destination Gateway Flags Netif Expire"
+"""
+
 _SYSCTL = """#!/bin/sh
 shift
 for name; do
@@ -104,12 +116,15 @@ done
 """
 
 
+_SCRIPTS = {"ifconfig": _IFCONFIG, "netstat": _NETSTAT, "route": _ROUTE, "sysctl": _SYSCTL}
+
+
 def make(directory: Path, *, first: str) -> Path:
     """Make the commands in an empty directory; what to put in front of PATH."""
     commands, kept = directory / "bin", directory / "kept"
     commands.mkdir()
     kept.mkdir()
-    for name, script in (("ifconfig", _IFCONFIG), ("route", _ROUTE), ("sysctl", _SYSCTL)):
+    for name, script in _SCRIPTS.items():
         text = script.replace("DIRECTORY", str(kept)).replace("FIRST", first)
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)

@@ -1,0 +1,149 @@
+"""The server: logins, and ten thousand sessions.
+
+One dtcps with stub commands; the clients make nothing.  Server and clients share two processors.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from bench.crowd import Crowd
+from bench.figures import Figure, ms
+from bench.place import Installed, undisturbed
+from bench.server import Server
+
+SESSIONS = 10_000
+RATE = SESSIONS / 60  # pings a second, of so many that wait
+AT_ONCE = 32  # logins that are going on at the same time
+LEAST_LOGINS = 0.5  # of what sh(1) does
+MOST_MEMORY = 12.0  # KB for a session
+MOST_DELAY = 0.020  # seconds, for 99 of 100 pings
+PATIENCE = 600.0
+
+
+def measure(
+    installed: Installed, directory: Path, *, sessions: int, logins: int, seconds: float
+) -> list[Figure]:
+    """All figures of the server, with so many sessions, and so long a wait."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sessions = min(sessions, hard - 200)
+    served = Server(installed, directory / "server", sessions)
+    crowd = Crowd(sessions)
+    try:
+        served.trace()
+        _some(crowd, 1)
+        lines = served.login_commands()
+        crowd.leave()
+        served.again()
+        _some(crowd, logins // 4)  # what is made once, at the first logins, is not of the session
+        before, had = served.memory(), crowd.up
+        found = [_logins(served, crowd, lines, logins)]
+        crowd.all_up(PATIENCE, AT_ONCE)
+        found.append(_memory(served, before, crowd.up - had))
+        found.append(_pings(served, crowd, seconds))
+        found.append(_all_at_once(served, crowd))
+        crowd.leave()
+        return found
+    except RuntimeError as error:
+        last = "\n".join(served.said().splitlines()[-20:])
+        raise RuntimeError(f"{error}; dtcps said last:\n{last}") from None
+    finally:
+        served.kill()
+
+
+def _some(crowd: Crowd, count: int) -> float:
+    """Log in so many who are away; the seconds that it took."""
+    return crowd.all_up(PATIENCE, AT_ONCE, crowd.up + count)
+
+
+def _logins(served: Server, crowd: Crowd, lines: list[str], logins: int) -> Figure:
+    """Logins, and their commands alone, by turns."""
+    ours, alone, busy = [], [], []
+    for _ in range(3):
+        with undisturbed(served.pid):
+            used = served.processor_time()
+            ours.append(logins / _some(crowd, logins))
+            busy.append((served.processor_time() - used) / logins)
+        with undisturbed():
+            alone.append(logins / _commands_alone(served, lines, logins))
+    rate, most = statistics.median(ours), statistics.median(alone)
+    return Figure(
+        f"server, logins (3 times {logins}; one process, stub commands)",
+        f"{rate:.0f} a second ({ms(statistics.median(busy))} of its own processor time each)",
+        f"their {len(lines)} commands each, alone, in two sh(1): {most:.0f} a second",
+        rate / most,
+        f"at least {LEAST_LOGINS} of that",
+        rate >= LEAST_LOGINS * most,
+    )
+
+
+def _commands_alone(served: Server, lines: list[str], logins: int) -> float:
+    """Seconds that two sh(1) need for the commands of so many logins."""
+    body = "".join(f"    {line} >/dev/null\n" for line in lines)
+    body = body.replace(") >/dev/null\n", ")\n", 1)
+    script = f"n=0\nwhile [ $n -lt {logins // 2} ]; do\n{body}    n=$((n + 1))\ndone\n"
+    begun = time.monotonic()
+    shells = [subprocess.Popen(["/bin/sh", "-c", script], env=served.environment) for _ in range(2)]
+    for shell in shells:
+        if shell.wait() != 0:
+            raise RuntimeError(f"sh(1) ended with {shell.returncode}")
+    return time.monotonic() - begun
+
+
+def _memory(served: Server, before: float, sessions: int) -> Figure:
+    after = served.memory()
+    each = (after - before) * 1024 / sessions
+    return Figure(
+        f"server, memory of a waiting session ({sessions} more of them)",
+        f"{each:.1f} KB",
+        f"the server with few: {before:.1f} MB, with them {after:.1f} MB",
+        each / MOST_MEMORY,
+        f"at most {MOST_MEMORY:g} KB",
+        each <= MOST_MEMORY,
+    )
+
+
+def _pings(served: Server, crowd: Crowd, seconds: float) -> Figure:
+    with undisturbed(served.pid):
+        crowd.wait(seconds, RATE)
+    answers = sorted(crowd.counts.answers)
+    most = answers[len(answers) * 99 // 100]
+    return Figure(
+        f"server, answer to a ping ({crowd.up} sessions, {RATE:.0f} pings a second)",
+        f"99 % of {len(answers)} under {most * 1000:.1f} ms,"
+        f" the median {statistics.median(answers) * 1000:.2f} ms",
+        "",
+        most / MOST_DELAY,
+        f"99 % under {ms(MOST_DELAY)}",
+        most < MOST_DELAY,
+    )
+
+
+def _all_at_once(served: Server, crowd: Crowd) -> Figure:
+    sessions = crowd.up
+    crowd.forget()
+    crowd.comes_back = True
+    end = time.monotonic() + PATIENCE
+    away = served.restart(lambda: crowd.turn(time.monotonic() + 0.02))
+    begun = time.monotonic()
+    while crowd.up < sessions and time.monotonic() < end:
+        crowd.turn(time.monotonic() + 0.1)
+    took = time.monotonic() - begun
+    counts = crowd.counts
+    slowest = max(counts.logins, default=0.0)
+    return Figure(
+        f"server, {sessions} clients coming back at once after a restart",
+        f"{crowd.up} logged in after {took:.1f} s (the slowest login took {slowest:.1f} s);"
+        f" time-outs {counts.timed_out}, refused {sum(counts.refused.values())}",
+        f"the restart itself: {away:.1f} s",
+        took / away,
+        "all logged in, none refused for time-outs",
+        crowd.up == sessions and not counts.timed_out and not counts.refused,
+    )
