@@ -57,7 +57,9 @@ def measure(directory: Path, form: Form) -> list[Figure]:
     """All figures, in the order of the table."""
     installed = place.install(directory / "port")
     serve = partial(
-        *(serving.measure, installed, directory),
+        serving.measure,
+        installed,
+        directory,
         sessions=form.sessions,
         logins=form.logins,
         seconds=form.seconds,
@@ -77,13 +79,15 @@ def measure(directory: Path, form: Form) -> list[Figure]:
             "client, time to tunnel", partial(start.measure, installed, directory, form.starts)
         )
         found += tried("recovery", partial(recovery.measure, form.recoveries))
+        held = tried("client, memory while it waits", partial(memory, client))
+        served = tried("server", serve)
         if silence is None:
             found += [figures.not_measured(recovery.SILENCE, "not in the short form")]
         else:
             found += tried(recovery.SILENCE, partial(alone, silence))
-        found += tried("client, memory", partial(memory, client))
-        found += tried("client, work", partial(alone, wake_ups))
-        found += tried("server", serve)
+        found += held
+        found += tried("client, work while it waits", partial(alone, wake_ups))
+        found += served
     return found
 
 
