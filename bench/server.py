@@ -101,14 +101,15 @@ class Server:
         """Seconds of processor time that the server itself has used."""
         return processes.processor_time(self._process.pid)
 
-    def restart(self, meanwhile: Callable[[], None]) -> float:
-        """End it in the way of `service dtcps restart`, and start it; seconds without it."""
-        self._process.send_signal(signal.SIGUSR2)
+    def restart(self, meanwhile: Callable[[], None]) -> tuple[float, float]:
+        """Restart it as `service dtcps restart` does; seconds that it ended, and began, in."""
         begun = time.monotonic()
+        self._process.send_signal(signal.SIGUSR2)
         while self._process.poll() is None:
             meanwhile()
+        ended = time.monotonic()
         self._start(meanwhile=meanwhile)
-        return time.monotonic() - begun
+        return ended - begun, time.monotonic() - ended
 
     def end(self) -> None:
         self._process.terminate()
