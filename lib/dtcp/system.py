@@ -325,6 +325,8 @@ class System:
                     _close_fds=False,  # would want /dev/fd; Python's are closed on exec anyway
                     _tty_in=False,
                     _tty_out=False,
+                    _out_bufsize=65536,  # otherwise sh goes through what is said line by line
+                    _err_bufsize=65536,
                     _in=input or stack.enter_context(open(os.devnull, "rb")),
                     _env={"PATH": path, "LC_ALL": "C", **environment},
                 )

@@ -1,0 +1,89 @@
+"""The benchmark's own parts: its table, and the commands that do nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import stubs
+from bench.figures import Figure, not_measured, results, table
+
+
+def test_the_table_says_what_was_not_met_and_what_was_not_measured() -> None:
+    figures = [
+        Figure("speed", "9 ms", "another, 3 ms", 3.0, "at most 2 times", False),
+        Figure("size", "1 MB | 2 MB", "", None, "", None),
+        not_measured("taste", "nobody was there"),
+    ]
+    assert table(figures).splitlines() == [
+        "[NO] speed: 9 ms",
+        "        another, 3 ms; ratio 3.00; goal at most 2 times",
+        "[--] size: 1 MB | 2 MB",
+        "        ",
+        "[--] taste: not measured",
+        "        nobody was there",
+    ]
+    lines = results(figures, quick=True, seconds=1.0).splitlines()
+    assert lines[-5:] == [
+        "| figure | measured | against | ratio | goal | met |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| speed | 9 ms | another, 3 ms | 3.00 | at most 2 times | NO |",
+        "| size | 1 MB \\| 2 MB |  |  |  |  |",
+        "| taste | not measured | nobody was there |  |  |  |",
+    ]
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    return stubs.make(tmp_path, first="0")
+
+
+def run(commands: Path, line: str) -> tuple[int, str]:
+    """The exit status of a command, and its standard output."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", line],
+        env={"PATH": f"{commands}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+def test_the_stubs_remember_an_interface(commands: Path) -> None:
+    create = "ifconfig gif create group dtcp description 'dtcpc me@there pid 7' mtu 1400"
+    assert run(commands, create) == (0, "gif0\n")
+    assert run(commands, f"{create} tunnel 192.0.2.1 203.0.113.7") == (0, "gif1\n")
+    assert run(commands, "ifconfig gif0 tunnel 203.0.113.7 192.0.2.1") == (0, "")
+    assert (
+        run(commands, "ifconfig gif0 inet6 2001:db8:1::6 2001:db8:1::5 prefixlen 128 alias")[0] == 0
+    )
+    status, shown = run(commands, "ifconfig gif0")
+    assert status == 0
+    assert "mtu 1400\n\tdescription: dtcpc me@there pid 7\n" in shown
+    assert "\ttunnel inet 203.0.113.7 --> 192.0.2.1\n" in shown
+    assert "\tinet6 2001:db8:1::6 --> 2001:db8:1::5 prefixlen 128\n" in shown
+    assert "tunnel inet 192.0.2.1 --> 203.0.113.7\n" in run(commands, "ifconfig -a")[1]
+    assert run(commands, "ifconfig gif0 destroy") == (0, "")
+    assert run(commands, "ifconfig gif0") == (1, "")
+    assert "gif0" not in run(commands, "ifconfig -a")[1]
+
+
+def test_the_stubs_remember_a_route(commands: Path) -> None:
+    get = "route -n get -inet6 default"
+    assert run(commands, get) == (1, "")
+    assert run(commands, "route -n add -inet6 default -interface gif0")[0] == 0
+    shown = run(commands, get)[1]
+    assert "destination: ::\n" in shown
+    assert "interface: gif0\n" in shown
+    assert run(commands, "route -n delete -inet6 default -interface gif0")[0] == 0
+    assert run(commands, get) == (1, "")
+    assert run(commands, "route -n add -inet6 2001:db8:1::/48 ::1 -reject")[0] == 0
+    assert "REJECT" in run(commands, "route -n get -inet6 2001:db8:1::/48")[1]
+
+
+def test_what_the_stubs_remember_can_be_forgotten(commands: Path) -> None:
+    assert run(commands, "ifconfig gif create mtu 1280") == (0, "gif0\n")
+    stubs.forget(commands)
+    assert run(commands, "ifconfig gif create mtu 1280") == (0, "gif0\n")
