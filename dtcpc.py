@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
@@ -33,9 +33,6 @@ from dtcp import __version__, cli, daemon, grant, password, plan, speaker, syste
 from dtcp.cli import FAILED, NOT_ALLOWED, OK, TRY_AGAIN, Parser, in_range  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
 from dtcp.speaker import Request, Speaker  # noqa: E402
-
-if TYPE_CHECKING:
-    import subprocess
 
 AUTH_FILE = "/usr/local/etc/dtcpc.auth"
 PID_FILE = "/var/run/dtcpc.pid"
@@ -449,7 +446,7 @@ class Client:
         self._host = plan.Host()  # as it was before we did anything to it
         self._granted: grant.Grant | None = None
         self._connection: Connection | None = None
-        self._monitor: subprocess.Popen[bytes] | None = None
+        self._monitor: system.Monitor | None = None
         self._back_off = BackOff()
         self._begun = time.monotonic()  # this attempt
         self._lost_at: float | None = None
@@ -824,12 +821,11 @@ class Client:
 
         Raises Stopped.
         """
-        output = self._monitor.stdout if self._monitor else None
-        watched = output.fileno() if output else -1
+        watched = self._monitor.fileno() if self._monitor else -1
         readers = [connection.fileno()] if connection else []
         if self._signals.stopping or self._signals.reload or self._signals.report:
             seconds = 0.0  # it came while we waited for something else
-        ready, _ = self._signals.wait([*readers, *([watched] if output else [])], seconds)
+        ready, _ = self._signals.wait([*readers, *([watched] if self._monitor else [])], seconds)
         if self._signals.stopping:
             raise Stopped
         if self._signals.report:
@@ -851,10 +847,8 @@ class Client:
                 self._log.error(f"the network cannot be watched: {error}")
 
     def _stop_monitor(self) -> None:
-        if self._monitor is not None and self._monitor.stdout is not None:
-            self._monitor.kill()
-            self._monitor.wait()
-            self._monitor.stdout.close()
+        if self._monitor is not None:
+            self._monitor.end()
         self._monitor = None
 
     # --- between two logins -------------------------------------------------------------------

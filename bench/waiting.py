@@ -25,6 +25,7 @@ PORT = 20212
 PINGS_PER_HOUR = 60  # dtcp.wire.PING_INTERVAL
 MOST_MEMORY = 2.5  # times a Python that does nothing
 MOST_WAKE_UPS = 130  # an hour
+SETTLING = 3.0  # seconds in which what was needed for making the tunnel has ended
 SETTLED = 0.5  # seconds behind a ping, in which its answer has come, and been read
 
 
@@ -65,7 +66,8 @@ class Waiting:
         )
 
     def wake_ups(self, pings: int) -> Figure:
-        """Wait until so many pings have gone out since the tunnel came up, and count."""
+        """Wait until so many pings have gone out, and count."""
+        time.sleep(SETTLING)
         own = self._own()
         before = sum(map(processes.wake_ups, own))
         begun = time.monotonic()

@@ -21,14 +21,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dtcp import daemon, lean, plan
 from dtcp.ledger import Ledger, LedgerError, Left
 from dtcp.plan import LINK_LOCAL, TUNNEL, Check, Interface, Step, Words
-
-if TYPE_CHECKING:
-    import subprocess
 
 LIMIT = 5.0  # seconds that a command may take
 LONG = 30.0  # for a look at everything there is, which may be ten thousand tunnels
@@ -183,6 +180,47 @@ class Shell:
                 for pipe in ours:
                     os.close(pipe)
                 raise OSError(str(error)) from None
+
+
+class Monitor:
+    """`route -n monitor`, whose output means that it is time to look again.
+
+    What it says differs wholly between releases.
+    """
+
+    # By hand, for subprocess is large, and would stay in memory for this alone.
+    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+        """Start it; `words` begin with its path.  Raises OSError."""
+        self._output, output = os.pipe()
+        try:
+            self._pid = os.posix_spawn(
+                words[0],
+                words,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_DUP2, 0, 2),
+                ],
+                setpgroup=0,  # away from the terminal's ^C
+                setsigdef=[signal.SIGPIPE],  # which Python ignores
+            )
+        except OSError:
+            os.close(self._output)
+            raise
+        finally:
+            os.close(output)
+
+    def fileno(self) -> int:
+        """Becomes readable when it has said something, or has ended."""
+        return self._output
+
+    def end(self) -> None:
+        """End it, and see it gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._output)
 
 
 class System:
@@ -727,27 +765,18 @@ class System:
             return ()  # none is running
         return tuple(re.findall(r"^([A-Za-z][A-Za-z0-9_.]*): flags=", shown, re.MULTILINE))
 
-    def monitor(self) -> subprocess.Popen[bytes]:
-        """`route -n monitor`, whose output means that it is time to look again.
+    def monitor(self) -> Monitor:
+        """Start `route -n monitor`.  Raises CommandFailed, OSError.
 
-        What it says differs wholly between releases.  It runs for as long as we do, and sh would
-        wake up once a second for that; so it is started without.
+        It runs for as long as we do, and sh would wake up once a second for that; so it is started
+        without.
         """
-        import subprocess
-
         path = _path()
         program = _which("route", path)
         if program is None:
             raise CommandFailed(("route",), f"no such command in {path}")
         self._log("route -n monitor")
-        return subprocess.Popen(
-            [program, "-n", "monitor"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": path, "LC_ALL": "C"},
-            start_new_session=True,
-        )
+        return Monitor([program, "-n", "monitor"], {"PATH": path, "LC_ALL": "C"})
 
     def _link_locals(self, interface: str) -> list[str]:
         return re.findall(r"^\s+inet6 (fe80:\S+)", self._shown(interface), re.MULTILINE)
