@@ -33,9 +33,18 @@ NOBODY = 65534
 
 def child_of(client: Program) -> int:
     """The process that speaks for a dtcpc, by its number."""
-    children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
-    [found] = [pid for pid in children if b"dtcpc" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return int(found)
+    found: list[int] = []
+
+    def alone() -> bool:
+        # Another one may just be about to become `route -n monitor`.
+        children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
+        found[:] = [
+            int(pid) for pid in children if b"dtcpc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        return len(found) == 1
+
+    wait_until("one child that is dtcpc", alone)
+    return found[0]
 
 
 def status_of(pid: int) -> dict[str, list[str]]:
