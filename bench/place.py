@@ -25,14 +25,20 @@ def run(words: list[str]) -> int:
     """Run a command in namespaces of its own; its exit status."""
     if os.geteuid() == 0:
         return enclosure.run(words)
-    return subprocess.call(
-        [
-            *("unshare", "--map-root-user", "--fork", "--kill-child", "--pid", "--mount-proc"),
-            *("--mount", "--propagation", "private", "--net", "--uts"),
-            *(sys.executable, "-I", "-S", str(ROOT / "lab/init.py"), "0"),
-            *words,
-        ]
-    )
+    lifeline, held = os.pipe()  # `held` is closed by our end, whatever it is
+    try:
+        return subprocess.call(
+            [
+                *("unshare", "--map-root-user", "--fork", "--kill-child", "--pid", "--mount-proc"),
+                *("--mount", "--propagation", "private", "--net", "--uts"),
+                *(sys.executable, "-I", "-S", str(ROOT / "lab/init.py"), str(lifeline)),
+                *words,
+            ],
+            pass_fds=[lifeline],
+        )
+    finally:
+        os.close(lifeline)
+        os.close(held)
 
 
 def is_real_root() -> bool:
