@@ -41,6 +41,8 @@ class Server:
         self._start()
 
     def _run(self, *words: str | Path, input: str) -> None:
+        if not Path(words[0]).exists():
+            raise RuntimeError(f"the port installs no {Path(words[0]).name}")
         done = subprocess.run(
             words, env=self.environment, input=input, capture_output=True, text=True
         )

@@ -81,7 +81,8 @@ class Waiting:
         return Figure(
             "client, work while it waits",
             f"{per_hour:.0f} wake-ups an hour ({count} in {took:.0f} s with {pings} pings)",
-            f"{PINGS_PER_HOUR} pings an hour",
+            f"{PINGS_PER_HOUR} pings an hour (what comes less often than these minutes may be"
+            " missing)",
             per_hour / PINGS_PER_HOUR,
             f"at most {MOST_WAKE_UPS} an hour",
             per_hour <= MOST_WAKE_UPS,
