@@ -429,7 +429,7 @@ class Client:
         self._log = log
         self._speaker = spokesman
         self._ledger = ledger
-        self._system = system.System(log.command, ledger)
+        self._system = system.System(log.command, ledger, within=system.Shell())
         self._signals: daemon.Signals
         self._wanted = plan.Options(
             interface=options.interface,
@@ -762,6 +762,7 @@ class Client:
 
     def _keep(self, connection: Connection) -> NoReturn:
         """Keep the tunnel until there is a reason not to.  Ends by Failure or Stopped."""
+        self._system.rest()
         self._watch()
         heart = None
         if self._options.udp and self._granted is not None:
