@@ -15,14 +15,14 @@ import pytest
 from dtcp import wire
 
 from lab.internet import SERVER4, Internet
-from lab.snapshot import difference
-from tests.running import PREFIX, ROOT, Program, Talker, serve, wait_until
+from lab.snapshot import Snapshot, difference
+from tests.running import PREFIX, ROOT, Program, Talker, serve, set_users, wait_until
 from tests.trust import Figure
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
 
 SCANNED = 4000  # connections
-WORKERS = 4  # threads of the server that run commands, started as they are needed
+WORKERS = 4  # of the server, each with a thread and a shell that has another
 
 
 def _costs(pid: int) -> tuple[int, int, int]:
@@ -53,7 +53,9 @@ def _talk(net: Internet, said: str) -> list[str]:
 
 @pytest.mark.hazard(37, 38, 39, 46, 47)
 def test_a_scan_gets_documented_replies_and_leaves_nothing(net: Internet, figure: Figure) -> None:
-    net.server.write("/usr/local/etc/dtcps.users", "itojun:correct horse\njun:x:y\n")
+    set_users(net.server, "itojun:correct horse\njun:x:y\n")
+    # Else nobody would get in, for a user who is guessed at must wait, wherever he is.
+    net.server.write("/usr/local/etc/dtcps.conf", "penalty = 0\n")
     scan = [sys.executable, str(ROOT / "tests/scan.py")]
     with Program(net.server, "dtcps", "-D", PREFIX) as server:
         server.wait_for("listening")
@@ -68,7 +70,8 @@ def test_a_scan_gets_documented_replies_and_leaves_nothing(net: Internet, figure
         assert count == f"{SCANNED} conversations"
         wait_until("no tunnel is left", lambda: not _gifs(net), 60)
         wait_until("as few descriptors", lambda: _costs(server.pid)[0] == costs[0])
-        assert _costs(server.pid)[1] <= 1 + WORKERS
+        # Its workers are not many, but not all may have been needed before.
+        assert _costs(server.pid)[1] <= costs[1] + 2 * WORKERS
         assert _costs(server.pid)[2] < costs[2] + 2048
         assert difference(before, net.server.snapshot()) == []
         texts = {
@@ -110,7 +113,7 @@ def test_a_login_copied_from_another_session_fails(net: Internet) -> None:
         assert len(challenges) == 5
         digest = wire.digest("itojun", challenges.pop(), "secret")
         answers = _talk(net, f"tunnel itojun {digest} host\n" * 5)
-        assert answers[1:] == [f"-ERR {wire.BAD_LOGIN}"] * wire.LOGIN_FAILURES
+        assert answers[1:] == [*[f"-ERR {wire.BAD_LOGIN}"] * 2, f"-ERR {wire.BUSY}"]
         assert not _gifs(net)
         assert server.end() == 0
 
@@ -146,7 +149,7 @@ def test_too_many_connections_are_refused_and_the_others_served(net: Internet) -
 @pytest.mark.hazard(36)
 def test_who_is_silent_is_closed_and_his_tunnel_removed(net: Internet) -> None:
     """With the limits of dtcp.wire, made short."""
-    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
+    set_users(net.server, "itojun:secret\njun:hidden\n")
     words = ("AUTH_TIME=2", "IDLE_TIME=4", "dtcps", "-d", PREFIX)
     with Program(net.server, "tests/hasty", *words) as server:
         server.wait_for("listening")
@@ -188,7 +191,7 @@ def test_a_second_tunnel_in_one_session_is_refused_and_leaks_nothing(net: Intern
 def test_when_all_are_given_away_the_session_goes_on(net: Internet) -> None:
     """UDP ports are what can run out first."""
     net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
-    net.server.write("/usr/local/etc/dtcps.users", "itojun:secret\njun:hidden\n")
+    set_users(net.server, "itojun:secret\njun:hidden\n")
     script = (
         "import hashlib, socket, sys\n"
         f"s = socket.create_connection(('{SERVER4}', 20200), 10, ('203.0.113.20', 0))\n"
@@ -207,7 +210,7 @@ def test_when_all_are_given_away_the_session_goes_on(net: Internet) -> None:
 
 
 @pytest.mark.hazard(42, "K13")
-@pytest.mark.parametrize("step", ["create", "tunnel", "up"])
+@pytest.mark.parametrize("step", ["create", "2001:db8:1::5"])
 def test_a_client_that_is_gone_in_mid_setup_leaves_nothing(net: Internet, step: str) -> None:
     with serve(net) as server:
         before = net.server.snapshot()
@@ -226,8 +229,13 @@ def test_a_client_that_is_gone_in_mid_setup_leaves_nothing(net: Internet, step: 
         client.communicate()  # ends it with a reset
         wait_until("nothing is left", lambda: not _gifs(net))
         net.server.run(["rm", "/run/freebsd/faults"])
-        wait_until("as before", lambda: difference(before, net.server.snapshot()) == [])
+        wait_until("as before", lambda: _but_shells(net.server.snapshot()) == _but_shells(before))
         assert server.end() == 0
+
+
+def _but_shells(state: Snapshot) -> Snapshot:
+    """As many processes as there are; a shell that had to be killed was started anew."""
+    return state | {"processes": [re.sub(r"^\d+ |\w{32}$", "", x) for x in state["processes"]]}
 
 
 @pytest.mark.hazard(42)
@@ -237,7 +245,7 @@ def test_many_tunnels_are_all_gone_in_bounded_time(net: Internet, figure: Figure
     for source in sources:
         net.client.run(["ifconfig", "em0", "inet", f"{source}/32", "alias"])
     users = "".join(f"user{number}:secret\n" for number in range(many))
-    net.server.write("/usr/local/etc/dtcps.users", users)
+    set_users(net.server, users)
     before = net.server.snapshot()
     with ExitStack() as stack:
         server = stack.enter_context(Program(net.server, "dtcps", "-d", PREFIX))
