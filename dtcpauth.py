@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any
@@ -371,38 +371,40 @@ def _chosen(db: Store, names: list[str]) -> list[User]:
 
 def import_file(db: Store, options: argparse.Namespace) -> int:
     """All of a file, or nothing of it."""
-    # A second user of that name is an error of the file, whatever there is in the store.
-    there = set() if options.replace else {user.name for user in db.users()}
     read = {"pop": read_pop, "users": read_users, "routes": read_routes, "json": read_json}
+    # All of it before the store is touched: whoever feeds us may be slow, or never come to an end.
+    found = list(read[options.format](options.file))
     seen: set[str] = set()
     secrets: list[tuple[str, str]] = []
     with db.transaction():
+        there = {user.name: user for user in db.users()}
         if options.format == "json" and options.replace:
             # A copy of another store: who is not in it goes.
-            wanted = list(read_json(options.file))
-            for user in db.users():
-                if user.name not in {each.name for _, each, _ in wanted}:
-                    db.delete(user.name)
-            for user in db.users():  # nobody's old prefix is to be in another's way
-                db.put(user._replace(prefixes=(), address=None))
-            found: Iterable[Found] = wanted
-        else:
-            found = read[options.format](options.file)
+            wanted = {user.name: user for _, user, _ in found}
+            for name, user in there.items():
+                if name not in wanted:
+                    db.delete(name)
+                elif user != wanted[name]:  # nobody's old prefix is to be in another's way
+                    db.put(user._replace(prefixes=(), address=None))
         for where, user, secret in found:
             if user.name in seen:
                 raise Failure(f"{where}: {user.name} is there already")
             seen.add(user.name)
-            known = db.user(user.name)
+            known = there.get(user.name)
             if options.format == "routes":
                 if known is None:
                     raise Failure(f"{where}: {user.name}: no such user; import the users first")
                 if known.prefixes and not options.replace:
                     raise Failure(f"{where}: {user.name} has prefixes already; see --replace")
                 user = known._replace(prefixes=user.prefixes)
-            elif user.name in there:
-                raise Failure(f"{where}: {user.name} is there already; see --replace")
-            elif options.format != "json" and known is not None:
-                user = known  # such a file knows passwords only
+            elif known is not None:
+                # An error of the file, even if both say the same.
+                if not options.replace:
+                    raise Failure(f"{where}: {user.name} is there already; see --replace")
+                if options.format != "json":
+                    user = known  # such a file knows passwords only
+            if user == known and secret in (None, db.password(user.name)):
+                continue  # no change, so no server has to look at him
             try:
                 db.put(user, secret)
             except store.StoreError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dbm.dumb
 import json
 import subprocess
@@ -334,6 +335,43 @@ def test_a_store_is_copied_whole(run: Run, path: Path, tmp_path: Path) -> None:
     run("add", "gone", input=SECRET)
     assert run("import", "--replace", "json", "-", input=text).stdout == "2 users\n"
     assert run("export").stdout == text
+
+
+@pytest.mark.parametrize("format", ["json", "users", "routes"])
+def test_who_is_as_the_file_says_is_not_changed(
+    run: Run, path: Path, tmp_path: Path, format: str
+) -> None:
+    run("add", "-P", "2001:db8:3c3::/48", "-A", "2001:db8:1::6", "itojun", input=SECRET)
+    run("add", "-P", "2001:db8:4c4::/56", "-e", "2131-12-31", "jun", input="another-wj4SNZ:x3")
+    texts = {
+        "json": run("export").stdout,
+        "users": f"itojun:{SECRET}\njun:another-wj4SNZ:x3\n",
+        "routes": "itojun 2001:db8:3c3::/48\njun 2001:db8:4c4::/56\n",
+    }
+    with contextlib.closing(Store(str(path))) as db:
+        latest, _ = db.changes()
+        assert run("import", "--replace", format, "-", input=texts[format]).stdout == "2 users\n"
+        assert db.changes(latest) == (latest, [])
+        text = texts[format].replace(SECRET, "yet-another-x3rkYw").replace("3c3", "5c5")
+        run("import", "--replace", format, "-", input=text)
+        assert db.changes(latest)[1] == ["itojun"]
+
+
+def test_who_waits_for_its_input_keeps_nobody_else_waiting(run: Run, path: Path) -> None:
+    run("add", "jun", input=SECRET)
+    argv = [str(ROOT / "dtcpauth.py"), "--store", str(path), "import", "users", "-"]
+    with subprocess.Popen(
+        [sys.executable, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as slow:
+        assert slow.stdin is not None
+        # More than a pipe holds, so it is reading when this has been written.
+        slow.stdin.write("# nobody\n" * 100_000)
+        slow.stdin.flush()
+        run("change", "-e", "2131-12-31", "jun")  # would give up after store.PATIENCE
+        assert slow.poll() is None
+        said, _ = slow.communicate(f"itojun:{SECRET}\n", timeout=30)
+    assert (slow.returncode, said) == (0, "1 users\n")
+    assert password(path, "itojun") == SECRET
 
 
 def test_the_database_of_qpopper(run: Run, path: Path, tmp_path: Path) -> None:
