@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from dtcp import pools, store
 from dtcp.grant import Grant
-from dtcp.pools import Pool
+from dtcp.pools import Pool, Span
 from dtcp.store import Store, StoreError, Tunnel, User
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,6 +92,17 @@ def test_the_piece_behind_an_address(pool: Pool, number: int, offset: int) -> No
     assert span is None or span.first > address
     before = pool.piece(behind - 1) if behind else None
     assert before is None or before.first <= address
+
+
+@given(number=st.integers(0, 255), first=st.integers(-9, 9), last=st.integers(-9, 9))
+@pytest.mark.parametrize("pool", [PAIRS, BLOCKS], ids=str)
+def test_the_number_of_a_piece(pool: Pool, number: int, first: int, last: int) -> None:
+    span = pool.piece(number)
+    assert span is not None
+    assert pool.number(span) == number
+    other = Span(span.first + first, span.last + last)
+    found = pool.number(other)
+    assert found is None or pool.piece(found) == other
 
 
 @pytest.mark.parametrize(
@@ -248,6 +259,41 @@ def test_the_next_pool_is_used_when_one_is_full_and_a_pool_may_go(db: Store) -> 
     moved = db.lease("itojun", [other])
     assert moved is not None
     assert str(moved.network) == "2001:db8:5:100::/56"
+
+
+@pytest.mark.parametrize(
+    ("pool", "others"),
+    [
+        (BLOCKS, [pools.prefixes("2001:db8:4000::/39 /48")]),  # grown
+        (BLOCKS, [pools.prefixes("2001:db8:4000::/41 /48")]),  # shrunk
+        (PAIRS, [pools.pairs("2001:db8:1::/56")]),
+        (PAIRS, [pools.pairs("2001:db8:7::"), pools.pairs("2001:db8::/32")]),
+    ],
+    ids=str,
+)
+def test_a_lease_outlives_another_cut_of_its_pool(
+    db: Store, pool: Pool, others: list[Pool]
+) -> None:
+    names = [f"user{number}" for number in range(5)]
+    add(db, *names, "late", "later")
+    before = {name: db.lease(name, [pool]) for name in names}
+    assert {name: db.leased(name, others) for name in names} == before
+    given = [db.lease("late", others)]  # nobody has come back yet
+    assert {name: db.lease(name, others) for name in names} == before
+    given += [db.lease("later", others)]
+    assert None not in given
+    assert len({*given, *before.values()}) == len(names) + 2
+    assert {each.pool for each in db.leases()} <= {str(each) for each in others}
+    assert len(db.leases()) == len(names) + 2
+
+
+def test_a_lease_ends_with_a_pool_of_other_pieces(db: Store) -> None:
+    add(db, "itojun")
+    assert db.lease("itojun", [BLOCKS]) is not None
+    span = db.lease("itojun", [pools.prefixes("2001:db8:4000::/40 /56")])
+    assert span is not None
+    assert str(span.network) == "2001:db8:4000::/56"
+    assert [each.span for each in db.leases()] == [span]
 
 
 def test_what_is_fixed_takes_the_place_of_a_lease(db: Store) -> None:

@@ -89,6 +89,11 @@ class Pool(NamedTuple):
             return max(0, (offset - 1) // STEP)
         return (offset >> (128 - self.length)) + 1
 
+    def number(self, span: Span) -> int | None:
+        """The number of a piece; None for a span that is no piece of this pool."""
+        number = self.behind(span.last) - 1
+        return number if number >= 0 and self.piece(number) == span else None
+
 
 def pairs(text: str) -> Pool:
     """`2001:db8:1::` as KAME's server has it (a /64), or with a length.  Raises PoolError."""

@@ -29,6 +29,7 @@ PATIENCE = 5.0  # seconds to wait for another program that is writing
 
 _APPLICATION = 0x44544350  # PRAGMA application_id: "DTCP"
 _VERSION = 1  # PRAGMA user_version: of the schema
+_INTEGERS = 1 << 63  # SQLite's end below it
 
 # Addresses are blobs of 16 octets, so that they sort as they should.  Spans never overlap, so of
 # those that begin before the end of a new one, only the last can reach into it.
@@ -325,22 +326,29 @@ class Store:
     def lease(self, name: str, among: Iterable[Pool]) -> Span | None:
         """The span that a user has out of one of these pools (of one kind); None: all are empty.
 
-        Who comes back gets what he had, as long as its pool is among them.
+        Who comes back gets what he had, as long as it is a piece of one of them.
         """
-        usable = {str(pool): pool for pool in among}
+        usable = tuple(among)
         with self._failing():
-            if (span := self.leased(name, usable.values())) is not None:
+            if (found := self._leased(name, usable)) is not None:
+                span, now, before = found
+                if now != before:  # the pool has grown, say
+                    with self._writing():
+                        self._db.execute(
+                            "UPDATE span SET pool = ?, number = ? WHERE first = ? AND user = ?",
+                            (*now, span.first.packed, name),
+                        )
                 return span
             with self._writing():
-                for pool in usable.values():
+                for pool in usable:
                     # One out of a pool that is no more goes back.
                     self._db.execute(
                         "DELETE FROM span WHERE user = ? AND kind = ? AND pool IS NOT NULL",
                         (name, pool.kind),
                     )
-                    found = self._free(name, pool)
-                    if found is not None:
-                        number, span = found
+                    free = self._free(name, pool)
+                    if free is not None:
+                        number, span = free
                         self._give(name, pool.kind, span, str(pool), number)
                         return span
         return None
@@ -356,12 +364,28 @@ class Store:
 
     def leased(self, name: str, among: Iterable[Pool]) -> Span | None:
         """The span that a user has out of one of these pools already."""
-        usable = {str(pool) for pool in among}
         with self._failing():
-            rows = self._db.execute(
-                "SELECT first, last, pool FROM span WHERE user = ? AND pool IS NOT NULL", (name,)
-            ).fetchall()
-        return next((_span(first, last) for first, last, pool in rows if pool in usable), None)
+            found = self._leased(name, among)
+        return None if found is None else found[0]
+
+    def _leased(
+        self, name: str, among: Iterable[Pool]
+    ) -> tuple[Span, tuple[str, int | None], tuple[str, int | None]] | None:
+        """That span, its pool and number among these, and those that it is kept under.
+
+        A number that SQLite cannot hold is none: it only tells where to look for the next piece.
+        """
+        rows = self._db.execute(
+            "SELECT first, last, pool, number FROM span WHERE user = ? AND pool IS NOT NULL",
+            (name,),
+        ).fetchall()
+        for pool in among:
+            for first, last, *before in rows:
+                span = _span(first, last)
+                if (number := pool.number(span)) is not None:
+                    now = (str(pool), number if number < _INTEGERS else None)
+                    return span, now, (before[0], before[1])
+        return None
 
     def _free(self, name: str, pool: Pool) -> tuple[int, Span] | None:
         """A piece of a pool that nobody has."""
