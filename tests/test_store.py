@@ -111,6 +111,7 @@ def test_the_number_of_a_piece(pool: Pool, number: int, first: int, last: int) -
         "2001:db8::/40",
         "2001:db8::/40 48",
         "2001:db8::/40 /39",
+        "2001:db8::/40 /40",
         "2001:db8::/40 /65",
         "2001:db8::/8 /12",
         "2001:db8::1/40 /48",
@@ -250,9 +251,10 @@ def test_a_pool_is_used_to_its_last_piece_and_what_comes_back_again(db: Store) -
 
 
 def test_the_next_pool_is_used_when_one_is_full_and_a_pool_may_go(db: Store) -> None:
-    small, other = pools.prefixes("2001:db8:4000::/48 /48"), pools.prefixes("2001:db8:5::/48 /56")
-    add(db, "itojun", "jun")
+    small, other = pools.prefixes("2001:db8:4000::/47 /48"), pools.prefixes("2001:db8:5::/48 /56")
+    add(db, "itojun", "jun", "kame")
     db.lease("itojun", [small, other])
+    db.lease("kame", [small, other])
     span = db.lease("jun", [small, other])
     assert span is not None
     assert str(span.network) == "2001:db8:5::/56"
@@ -332,7 +334,7 @@ def test_what_a_standing_tunnel_has_is_nobody_elses(db: Store) -> None:
     db.delete("itojun")
     with pytest.raises(StoreError, match="overlaps what a tunnel of itojun still has"):
         db.put(User("jun", prefixes=(PREFIX,)))
-    block = pools.prefixes("2001:db8:3c3::/48 /48")
+    block = Pool(PREFIX, 48)
     assert db.lease("jun", [block]) is None
     db.forget("itojun")
     assert db.lease("jun", [block]) is not None

@@ -103,6 +103,8 @@ def pairs(text: str) -> Pool:
         raise PoolError(f"{text!a} is no IPv6 prefix") from None
     if prefix.prefixlen > SMALLEST:
         raise PoolError(f"{text!a} is too small: /{SMALLEST} is the smallest")
+    if prefix.prefixlen < SHORTEST:
+        raise PoolError(f"{text!a} is too large: /{SHORTEST} is the largest")
     return Pool(prefix)
 
 
@@ -111,18 +113,19 @@ def prefixes(text: str) -> Pool:
     words = text.split()
     if len(words) != 2 or "/" not in words[0] or not words[1][1:].isdigit() or words[1][0] != "/":
         raise PoolError(f"{text!a} is not: prefix/length /length")
-    prefix, length = delegable(words[0], shortest=0), int(words[1][1:])
-    if not max(prefix.prefixlen, SHORTEST) <= length <= LONGEST:
+    prefix, length = delegable(words[0]), int(words[1][1:])
+    # A piece as large as the whole would have the whole's unreachable route in its place.
+    if not prefix.prefixlen < length <= LONGEST:
         raise PoolError(f"{text!a}: {prefix} cannot be cut into /{length}")
     return Pool(prefix, length)
 
 
-def delegable(text: str, shortest: int = SHORTEST) -> IPv6Network:
+def delegable(text: str) -> IPv6Network:
     """A prefix that can be delegated.  Raises PoolError."""
     try:
         prefix = IPv6Network(text)
     except ValueError:
         raise PoolError(f"{text!a} is no IPv6 prefix") from None
-    if not shortest <= prefix.prefixlen <= LONGEST:
+    if not SHORTEST <= prefix.prefixlen <= LONGEST:
         raise PoolError(f"{text!a}: only /{SHORTEST} to /{LONGEST} can be delegated")
     return prefix

@@ -69,10 +69,6 @@ def _path(text: str) -> str:
     return text
 
 
-def _network(text: str) -> IPv6Network:
-    return pools.delegable(text, shortest=0)
-
-
 def _loopback(text: str) -> tuple[IPv4Address, int]:
     host, colon, port = text.partition(":")
     address = _address(host)
@@ -84,7 +80,7 @@ def _loopback(text: str) -> tuple[IPv4Address, int]:
 _KEYS: dict[str, Callable[[str], Any]] = {
     "prefix": pools.pairs,
     "delegate": pools.prefixes,
-    "unreachable": _network,
+    "unreachable": pools.delegable,
     "listen": _address,
     "store": _path,
     "mtu": _number(plan.MTU_LEAST, plan.MTU_MOST),
