@@ -1302,11 +1302,19 @@ def check(options: argparse.Namespace) -> None:
     """See that we could start with these.  Raises Failure, SettingsError, StoreError."""
     read = configuration(options)
     with contextlib.closing(Store(read.store)) as db:
-        for user in db.users():
-            for prefix in user.prefixes:
-                for pool in read.prefix:
-                    if prefix.overlaps(pool.prefix):
-                        raise Failure(f"{user.name} has {prefix}, which overlaps prefix {pool}")
+        for pool in read.prefix:
+            if (found := db.fixed(pools.whole(pool.prefix))) is not None:
+                raise Failure(f"{found[0]} has {found[1]}, which overlaps prefix {pool}")
+        # Fixed ones may lie in these, but not the other way round: the unreachable routes would be
+        # in the place of the users' own, or go before them.
+        for key, prefix in (
+            *(("delegate", pool.prefix) for pool in read.delegate),
+            *(("unreachable", prefix) for prefix in read.unreachable),
+        ):
+            start = prefix.network_address
+            found = db.fixed(pools.Span(start, start))
+            if found is not None and prefix.subnet_of(found[1]):
+                raise Failure(f"{found[0]} has {found[1]}, and {key} {prefix} lies within it")
 
 
 def main(argv: list[str] | None = None) -> int:

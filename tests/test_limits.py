@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import subprocess
+import sys
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
 from dtcp import limits, settings
 from dtcp.limits import Penalties, Quiet
 from dtcp.settings import Settings, SettingsError
+from dtcp.store import Store, User
 from dtcp.timers import Timers
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.running import ROOT
 
 # --- penalties --------------------------------------------------------------------------------
 
@@ -212,3 +219,35 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "dtcps.conf").mkdir()
     with pytest.raises(SettingsError, match="Is a directory"):
         settings.read(path, needed=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prefix = 2001:db8:3c3:1::", "which overlaps prefix 2001:db8:3c3:1::/64"),
+        ("prefix = 2001:db8:3c0::/44", "which overlaps prefix 2001:db8:3c0::/44"),
+        ("delegate = 2001:db8:3c3::/48 /56", "and delegate 2001:db8:3c3::/48 lies within it"),
+        ("delegate = 2001:db8:3c3:f00::/56 /64", "and delegate 2001:db8:3c3:f00::/56 lies within"),
+        ("unreachable = 2001:db8:3c3::/48", "and unreachable 2001:db8:3c3::/48 lies within it"),
+        ("unreachable = 2001:db8:3c3:7::/64", "and unreachable 2001:db8:3c3:7::/64 lies within"),
+        ("delegate = 2001:db8:300::/40 /48\nunreachable = 2001:db8::/32", ""),
+        ("prefix = 2001:db8:3c2::/48\nprefix = 2001:db8:3c4::/48", ""),
+    ],
+)
+def test_what_is_a_users_for_ever_is_checked(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "dtcps.db"
+    tmp_path.chmod(0o700)
+    with contextlib.closing(Store(str(path), create=True)) as db:
+        prefixes = tuple(map(IPv6Network, ("2001:db8:9::/48", "2001:db8:3c3::/48")))
+        db.put(User("itojun", prefixes=prefixes), "secret")
+        db.put(User("jun", address=IPv6Address("2001:db8:3c4::6")), "secret")
+    (tmp_path / "dtcps.conf").write_text(f"store = {path}\n{line}\n")
+    argv = [str(ROOT / "dtcps.py"), "--check", "--config", str(tmp_path / "dtcps.conf")]
+    done = subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == bool(said)
+    if said:
+        assert done.stderr.startswith(f"dtcps: itojun has 2001:db8:3c3::/48, {said}")
+    else:
+        assert done.stderr == ""

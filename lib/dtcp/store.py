@@ -313,9 +313,25 @@ class Store:
         with self._failing(), self._writing():
             yield
 
-    def changes(self, since: int = -1) -> tuple[int, list[str]]:
+    def fixed(self, span: Span) -> tuple[str, IPv6Network] | None:
+        """A fixed prefix that overlaps these addresses, and whose it is."""
+        with self._failing():
+            row = self._db.execute(
+                "SELECT user, first, last FROM ("
+                "  SELECT * FROM (SELECT * FROM span WHERE first <= :first"
+                "    ORDER BY first DESC LIMIT 1) WHERE last >= :first"
+                "  UNION ALL"
+                "  SELECT * FROM span WHERE first > :first AND first <= :last"
+                ") WHERE kind = 'prefix' AND pool IS NULL LIMIT 1",
+                {"first": span.first.packed, "last": span.last.packed},
+            ).fetchone()
+        return None if row is None else (row[0], _span(row[1], row[2]).network)
+
+    def changes(self, since: int | None = None) -> tuple[int, list[str]]:
         """The number of the latest change of a user, and the users changed after `since`."""
         with self._failing():
+            if since is None:
+                return self._one("SELECT coalesce(max(number), 0) FROM change")[0], []
             rows = self._db.execute(
                 "SELECT number, user FROM change WHERE number > ? ORDER BY number", (since,)
             ).fetchall()
