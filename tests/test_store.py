@@ -511,6 +511,13 @@ def test_a_file_that_cannot_be_trusted_is_refused(path: str, spoil: object, mess
     assert str(caught.value).startswith(os.path.dirname(path))
 
 
+def test_a_python_without_sqlite_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    package = f"py{sys.version_info.major}{sys.version_info.minor}-sqlite3"
+    with pytest.raises(StoreError, match=f"is missing; install {package}$"):
+        Store("/nowhere/x.db")
+
+
 def test_another_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     path.touch(0o600)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import date
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -178,7 +179,8 @@ class Store:
         try:
             import sqlite3
         except ImportError:  # FreeBSD has it in a package of its own
-            raise StoreError("Python's module sqlite3 is missing; install py311-sqlite3") from None
+            package = "py{}{}-sqlite3".format(*sys.version_info)
+            raise StoreError(f"Python's module sqlite3 is missing; install {package}") from None
         self.path = path
         self._errors = sqlite3
         _prepare(path, create)
