@@ -136,9 +136,14 @@ def test_a_reload_touches_only_whom_it_concerns(net: Internet) -> None:
         Talker(net, "jun", "hidden", "network", "203.0.113.20") as leased,
     ):
         assert leased.answer == "+OK 203.0.113.20 192.0.2.1 2001:db8:4000::/48"
+        # A larger pool concerns nobody: of what follows, only the second makes him go.
+        net.server.write(CONFIG, "delegate = 2001:db8:4000::/39 /48\n")
+        server.send(signal.SIGHUP)
+        server.wait_for("the configuration was read again")
         net.server.write(CONFIG, "delegate = 2001:db8:5000::/40 /48\nlog-lines = 7\n")
         server.send(signal.SIGHUP)
         server.wait_for("jun: down: what this user has was changed")
+        assert sum("read again" in line for line in server.lines) == 2
         wait_until("one is left", lambda: len(_tunnels(net)) == 1)
         assert leased.process.stdout is not None
         assert fixed.process.poll() is None
