@@ -25,7 +25,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from functools import partial
 from ipaddress import IPv4Address, IPv6Network
@@ -235,6 +236,7 @@ class Server:
         self._written: Store  # and for the workers, one at a time
         self._writing = threading.Lock()
         self._peers: set[Peer] = set()
+        self._ears = 0  # sockets that wait for the first packet over UDP
         self._holders: dict[str, Peer] = {}  # who has a tunnel, or is about to
         self._unclaimed: dict[str, Tunnel] = {}  # of an earlier run, until its client comes back
         self._leaving: dict[str, Tunnel] = {}  # being taken down
@@ -251,8 +253,9 @@ class Server:
         self._workers = concurrent.futures.ThreadPoolExecutor(WORKERS, "command")
         self._shells: queue.SimpleQueue[system.Shell] = queue.SimpleQueue()
         self._own = threading.local()  # of a worker: the shell that it has at the moment
-        self._done: list[Finish] = []
+        self._done: deque[tuple[Peer | None, Finish]] = deque()
         self._stopping = False
+        self._restarting = False
         self._unreachable = system.System(log.command)
         self._counts = report.Counts(time.time())
         self._next_look = math.inf  # at the sockets of tunnels over UDP
@@ -371,13 +374,24 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._store = Store(self._settings.store)
         self._written = Store(self._settings.store)
+        self._signals = daemon.Signals()
+        signal.signal(signal.SIGUSR2, self._restart)
+        self._inquiries = inquiries.Inquiries(self._selector, self._answer)
+        try:
+            self._begin(ready)
+            while not self._signals.stopping:
+                self._turn(self._until())
+        except BaseException as error:  # whatever it is, it must not leave tunnels behind
+            self._log.error(f"ending, for something is wrong with us: {error!r}")
+            self._end("ending")
+            raise
+        return self._end()
+
+    def _begin(self, ready: Callable[[], None]) -> None:
         for _ in range(WORKERS):
             shell = system.Shell()
             shell.start()
             self._shells.put(shell)
-        self._signals = daemon.Signals()
-        signal.signal(signal.SIGUSR2, self._restart)
-        self._inquiries = inquiries.Inquiries(self._selector, self._answer)
         self._inquiries.listen(self._local, over_http=False)
         if self._metrics is not None:
             self._inquiries.listen(self._metrics, over_http=True)
@@ -393,14 +407,6 @@ class Server:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._signals.woken, selectors.EVENT_READ, self._on_signal)
         self._selector.register(self._finished, selectors.EVENT_READ, self._collect)
-        self._restarting = False
-        try:
-            while not self._signals.stopping:
-                self._turn(self._until())
-        except BaseException:  # whatever it is, it must not leave tunnels behind
-            self._end()
-            raise
-        return self._end()
 
     def _restart(self, number: int, frame: object) -> None:
         self._restarting = self._signals.stopping = True
@@ -423,15 +429,17 @@ class Server:
             if not count % AT_ONCE and not self._signals.stopping:
                 self._accept(0)  # thousands may be behind us, and more in the kernel's queue
             if isinstance(key.data, Peer):
-                if mask & selectors.EVENT_WRITE:
-                    self._settle(key.data, [])
-                if mask & selectors.EVENT_READ:
-                    self._receive(key.data)
+                with self._for_itself(key.data):
+                    if mask & selectors.EVENT_WRITE:
+                        self._settle(key.data, [])
+                    if mask & selectors.EVENT_READ:
+                        self._receive(key.data)
             else:
                 key.data(mask)
         now = time.monotonic()
         for peer in self._timers.due(now):
-            self._settle(peer, peer.session.tick(now))
+            with self._for_itself(peer):
+                self._settle(peer, peer.session.tick(now))
         if self._next_look <= now:
             self._look_at_sockets()
         if self._next_changes <= now:
@@ -440,6 +448,17 @@ class Server:
             self._claim_until = math.inf
             for tunnel in list(self._unclaimed.values()):
                 self._remove(tunnel, "its client did not come back")
+
+    @contextlib.contextmanager
+    def _for_itself(self, peer: Peer | None) -> Iterator[None]:
+        """Whatever goes wrong here, all others must not pay for it."""
+        try:
+            yield
+        except Exception as error:
+            self._say_error("fault", f"{peer.name if peer else 'fault'}: {error!r}")
+            if peer is not None:
+                peer.ending = peer.ending or "something is wrong with us"
+                self._leave(peer)
 
     def _until(self) -> float:
         """Seconds to the next thing that time brings."""
@@ -460,7 +479,7 @@ class Server:
         now = time.monotonic()
         here = self._per_address.get(address, 0)
         why = ""
-        if len(self._peers) >= self._most:
+        if len(self._peers) + self._ears >= self._most:
             why = f"{self._most} connections are open"
         elif here >= self._settings.connections_per_address:
             why = f"{here} connections from there are open"
@@ -500,7 +519,11 @@ class Server:
         self._log.debug(f"{name} {line}")
 
     def _password(self, user: str) -> str | None:
-        return self._store.password(user)
+        try:
+            return self._store.password(user)
+        except store.StoreError as error:
+            self._say_error("store", f"the store cannot be read: {error}")
+            raise wire.Unavailable("the store cannot be read") from None
 
     def _failed(self, address: IPv4Address, user: str) -> None:
         """A login has failed: address and user must wait."""
@@ -530,6 +553,12 @@ class Server:
         if say:
             self._log.notice(text + (f" (and {kept} more like this)" if kept else ""))
 
+    def _say_error(self, kind: str, text: str) -> None:
+        """The same of something that is wrong here."""
+        say, kept = self._quiet.say(kind, time.monotonic())
+        if say:
+            self._log.error(text + (f" (and {kept} more like this)" if kept else ""))
+
     def _receive(self, peer: Peer) -> None:
         if peer.ending:
             return
@@ -545,10 +574,6 @@ class Server:
         except wire.ProtocolError as error:
             peer.session.close(wire.BAD_COMMAND)
             events = [wire.Ended(f"protocol error: {error}")]
-        except store.StoreError as error:
-            self._log.error(str(error))
-            peer.session.close(wire.INTERNAL)
-            events = [wire.Ended("the store cannot be read")]
         self._settle(peer, events)
 
     def _settle(self, peer: Peer, events: list[wire.SessionEvent]) -> None:
@@ -917,7 +942,7 @@ class Server:
                 self._log.error(f"{peer.user if peer else 'taking down'}: {error!r}")
                 finish = partial(self._refuse, peer, wire.INTERNAL) if peer else _nothing
             self._shells.put(self._own.shell)
-            self._done.append(partial(self._finish_work, peer, finish))
+            self._done.append((peer, finish))
             os.write(self._finish, b".")
 
         if peer is not None:
@@ -935,9 +960,10 @@ class Server:
         """Take over from the workers."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._finished, 4096)
-        done, self._done = self._done, []
-        for finish in done:
-            finish()
+        while self._done:  # to which workers add at any moment
+            peer, finish = self._done.popleft()
+            with self._for_itself(peer):
+                self._finish_work(peer, finish)
 
     # --- over UDP -----------------------------------------------------------------------------
 
@@ -949,7 +975,6 @@ class Server:
         is.  So a socket of our own, on the same port, hears that first packet.
         """
         peer, grant = request.peer, request.grant
-        assert self._udp_port is not None
         assert grant.ports is not None
         everything = (*self._unclaimed.values(), *self._leaving.values(), *self._broken.values())
         made = [each.made for each in self._holders.values()]
@@ -959,28 +984,33 @@ class Server:
             for each in self._holders.values()
             if each.waiting and each.waiting.ports
         }
-        # Who comes back gets the port he had, so that nothing has to change at his end.
-        for port in (*filter(None, [grant.ports[1]]), *range(self._udp_port, 65536)):
-            if port not in taken and self._open_ear(request, port):
-                break
-        else:
+        port = self._open_ear(request, taken)
+        if port is None:
             self._refuse(peer, wire.SOLD_OUT)
             return
         peer.waiting = grant._replace(ports=(grant.ports[0], port))
         self._settle(peer, peer.session.accept(self._reply(peer.waiting), time.monotonic()))
 
-    def _open_ear(self, request: Request, port: int) -> bool:
-        """Listen on that UDP port, if nobody else does."""
-        ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    def _open_ear(self, request: Request, taken: set[int]) -> int | None:
+        """Listen on the first UDP port that is not taken, and that nobody else listens on."""
+        assert self._udp_port is not None
         try:
-            ear.setblocking(False)
-            ear.bind((str(request.peer.own), port))
-        except OSError:
-            ear.close()
-            return False
-        request.peer.ear = ear
-        self._selector.register(ear, selectors.EVENT_READ, partial(self._hear, request))
-        return True
+            ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        except OSError as error:
+            self._say_error("ear", f"{request.peer.user}: no socket over UDP: {error.strerror}")
+            return None
+        ear.setblocking(False)
+        for port in range(self._udp_port, 65536):
+            if port in taken:
+                continue
+            with contextlib.suppress(OSError):
+                ear.bind((str(request.peer.own), port))
+                request.peer.ear = ear
+                self._ears += 1
+                self._selector.register(ear, selectors.EVENT_READ, partial(self._hear, request))
+                return port
+        ear.close()
+        return None
 
     def _hear(self, request: Request, mask: int) -> None:
         """The first packet of a client: now it is ready, and we know where it is."""
@@ -1007,6 +1037,7 @@ class Server:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(peer.ear)
             peer.ear.close()
+            self._ears -= 1
         peer.ear = peer.waiting = None
 
     def _watch_sockets(self) -> None:
@@ -1149,11 +1180,13 @@ class Server:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _end(self) -> int:
+    def _end(self, how: str = "ending as asked") -> int:
         """Take all tunnels down; or leave them to the next server, which will be there soon."""
-        how = "leaving the tunnels to the next one" if self._restarting else "ending as asked"
+        if self._restarting:
+            how = "leaving the tunnels to the next one"
         self._log.notice(f"{how}, with {len(self._peers)} connections")
-        self._selector.unregister(self._listener)
+        with contextlib.suppress(KeyError):  # when we have not got so far
+            self._selector.unregister(self._listener)
         self._listener.close()
         self._inquiries.close()
         with contextlib.suppress(OSError):

@@ -379,6 +379,10 @@ class Ended(NamedTuple):
 SessionEvent = Asked | Ended
 
 
+class Unavailable(Exception):
+    """Nobody can say at the moment whether a password is right; the text is for our log."""
+
+
 class Limits(NamedTuple):
     """What a server bears from one connection; times in seconds."""
 
@@ -396,7 +400,7 @@ class Session:
     """The server's end of one connection.
 
     `challenge` must come from a secure source and be used once.  `password_of` gives a user's
-    password, or None.  A login that fails costs the same, and reads the same, whoever it was;
+    password, or None, or raises Unavailable, which ends the conversation.  A login that fails costs the same, and reads the same, whoever it was;
     `failed` is told of it.  Whoever `must_wait` says is told to come back later, unseen.
     """
 
@@ -532,7 +536,12 @@ class Session:
             return self._one_more_failure()
         # Behind the classic three, words of the form key=value, for what may come.
         plain = len(words) >= 3 and all(re.fullmatch(r"[a-z]+=\S*", each) for each in words[3:])
-        if not plain or not self._knows(words[0], words[1]):
+        try:
+            known = plain and self._knows(words[0], words[1])
+        except Unavailable as error:
+            self._reply(f"-ERR {INTERNAL}")
+            return self._over(str(error))
+        if not known:
             self._reply(f"-ERR {BAD_LOGIN}")
             self._failed(words[0] if words else "")
             return self._one_more_failure()
