@@ -180,7 +180,7 @@ class Peer:
         *("user", "waiting", "working", "writing"),
     )
 
-    def __init__(self, sock: socket.socket, log: daemon.Log) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.name = "{}:{}".format(*sock.getpeername())
         self.address = IPv4Address(self.name.partition(":")[0])
@@ -268,6 +268,8 @@ class Server:
         if soft != hard:
             with contextlib.suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self._penalties = Penalties(self._settings.penalty, self._settings.penalty_most)
+        self._quiet = Quiet(self._settings.log_lines)
         self._limit()
         self._inquiries: inquiries.Inquiries
         self._listener = _bound(self._settings.listen, options.port)
@@ -286,8 +288,8 @@ class Server:
         self._limits = wire.Limits(
             s.line_length, s.login_time, s.idle_time, s.logins_per_connection
         )
-        self._penalties = Penalties(s.penalty, s.penalty_most)
-        self._quiet = Quiet(s.log_lines)
+        self._penalties.least, self._penalties.most = s.penalty, s.penalty_most
+        self._quiet.most = s.log_lines
 
     # --- before and after ---------------------------------------------------------------------
 
@@ -357,15 +359,20 @@ class Server:
 
     def _refuse_unused(self, db: Store, routes: dict[str, str]) -> None:
         """Make unreachable what of our prefixes nobody uses.  Raises CommandFailed."""
-        before = set(db.unreachable()) & {
-            prefix for prefix in db.unreachable() if str(prefix) in routes
-        }
+        before = {prefix for prefix in db.unreachable() if str(prefix) in routes}
         # Where somebody else has a route for the same prefix, it stays as it is.
         wanted = [each for each in self._prefixes() if each in before or str(each) not in routes]
         db.set_unreachable([*wanted, *(before - set(wanted))])
         fib = self._options.fib
-        self._unreachable.done = plan.unreachable(before, fib)
-        self._unreachable.change(plan.unreachable(wanted, fib))
+        there = plan.unreachable(before, fib)
+        self._unreachable.done = list(there)
+        try:
+            self._unreachable.change(plan.unreachable(wanted, fib))
+        except system.CommandFailed:
+            # Now all are gone, which is worse than what there was.
+            with contextlib.suppress(system.CommandFailed):
+                self._unreachable.up([s for s in there if s not in self._unreachable.done])
+            raise
         db.set_unreachable(wanted)
 
     def serve(self, ready: Callable[[], None]) -> int:
@@ -495,7 +502,7 @@ class Server:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         try:
-            peer = Peer(sock, self._log)
+            peer = Peer(sock)
         except OSError:  # the client has gone already
             sock.close()
             return
@@ -623,9 +630,9 @@ class Server:
             self._retry()
 
     def _disown(self, peer: Peer) -> None:
-        for ends in ((peer.own, peer.address),):
-            if self._ends.get(ends) == peer.user:
-                del self._ends[ends]
+        ends = (peer.own, peer.address)
+        if self._ends.get(ends) == peer.user:
+            del self._ends[ends]
 
     # --- who may have what --------------------------------------------------------------------
 
@@ -833,15 +840,20 @@ class Server:
         except system.CommandFailed as failed:
             # The details are for our log only.
             self._log.error(f"{peer.user}: the tunnel could not be made: {failed}")
-            return partial(self._not_made, request, place)
+            left = Tunnel(
+                *(peer.user, request.type, grant, host.tunnel or "", mark, node),
+                *(existing is not None, time.time()),
+            )
+            failures = failed.undone_badly
+            return partial(self._not_made, request, place, left if failures else None, failures)
         try:
             with self._writing:
-                self._written.keep(made)
+                losers = self._written.keep(made)
         except store.StoreError as error:
             self._log.error(str(error))
-            host.down()
-            return partial(self._not_made, request, place)
-        return partial(self._granted, request, made)
+            failures = host.down()
+            return partial(self._not_made, request, place, made if failures else None, failures)
+        return partial(self._granted, request, made, losers)
 
     def _try_elsewhere(self, request: Request) -> None:
         if request.peer.ending:
@@ -850,12 +862,27 @@ class Server:
         udp = request.grant.ports is not None
         self._submit(request.peer, partial(self._bring_up, request, self._place(udp=udp)))
 
-    def _not_made(self, request: Request, place: Interface | str) -> None:
-        if isinstance(place, Interface):
-            self._free.append(place)
+    def _not_made(
+        self,
+        request: Request,
+        place: Interface | str,
+        left: Tunnel | None,
+        failures: list[system.CommandFailed],
+    ) -> None:
+        """Say so; what is `left` of it, for `failures`, is tried again at the user's next login."""
+        user = request.peer.user
+        for failure in failures:
+            self._log.error(f"{user}: could not be undone: {failure}")
+        if left is None:
+            if isinstance(place, Interface):
+                self._free.append(place)
+            else:
+                self._names.discard(place)
         else:
-            self._names.discard(place)
+            self._broken[user] = left
         self._refuse(request.peer, wire.INTERNAL)
+        if left is not None and left.grant.ports is None:
+            self._ends.setdefault(_ends(left.grant), user)
 
     def _plan_options(self, node: str = "") -> plan.Options:
         options = self._options
@@ -868,9 +895,11 @@ class Server:
             host.hurry()
         return host
 
-    def _granted(self, request: Request, made: Tunnel) -> None:
+    def _granted(self, request: Request, made: Tunnel, losers: list[str]) -> None:
         peer = request.peer
         peer.made = made
+        for name in losers:
+            self._lose(name, made.interface)
         self._names.add(made.interface)
         self._log.notice(f"{peer.user}: up: {_told(made)}")
         if peer.ending:
@@ -880,6 +909,26 @@ class Server:
         else:
             reply = self._reply(made.grant)
             self._settle(peer, peer.session.accept(reply, time.monotonic()))
+        if self._holders.get(request.peer.user) is peer:
+            # What was changed while it was being made was seen by nobody.
+            self._check_users([peer.user])
+
+    def _check_users(self, names: Iterable[str]) -> None:
+        try:
+            for name in names:
+                self._see_user(name)
+        except store.StoreError as error:
+            self._say_error("store", f"the store cannot be read: {error}")
+
+    def _lose(self, name: str, interface: str) -> None:
+        """Somebody destroyed the interface of this user's tunnel: another one has that name now."""
+        why = f"{interface} was destroyed behind our back"
+        holder = self._holders.get(name)
+        if holder is not None and holder.made is not None:
+            holder.made = holder.made._replace(interface="")  # not to free a name that is in use
+            self._send_away(holder, wire.INTERNAL, why)
+        elif (tunnel := self._unclaimed.get(name) or self._broken.get(name)) is not None:
+            self._remove(tunnel._replace(interface=""), why)
 
     def _remove(self, tunnel: Tunnel, reason: str) -> None:
         """Take down a tunnel that nobody holds any more."""
@@ -894,8 +943,8 @@ class Server:
         groups = (plan.GROUP,) if self._options.keep else ()
         existing = Interface(tunnel.interface, groups=groups) if tunnel.kept else None
         options = self._plan_options(tunnel.node)._replace(keep=False)
-        host.done = plan.server(tunnel.grant.turned(), options, tunnel.mark, existing)
-        host.tunnel = tunnel.interface
+        steps = plan.server(tunnel.grant.turned(), options, tunnel.mark, existing)
+        host.resume(steps, tunnel.interface)
         failures = host.down()
         for failure in failures:
             self._log.error(f"{tunnel.user}: could not be undone: {failure}")
@@ -906,7 +955,8 @@ class Server:
             except store.StoreError as error:
                 self._log.error(str(error))
         lasted = time.time() - tunnel.since
-        self._log.notice(f"{tunnel.user}: down: {reason}; {tunnel.interface} was up {lasted:.0f} s")
+        what = tunnel.interface or "it"
+        self._log.notice(f"{tunnel.user}: down: {reason}; {what} was up {lasted:.0f} s")
         return partial(self._gone, tunnel, bool(failures))
 
     def _gone(self, tunnel: Tunnel, resists: bool) -> None:
@@ -1151,11 +1201,7 @@ class Server:
         if after != before:
             self._limit()
         self._log.notice("the configuration was read again")
-        try:
-            for name in [*self._holders, *self._unclaimed]:
-                self._see_user(name)
-        except store.StoreError as error:
-            self._log.error(str(error))
+        self._check_users([*self._holders, *self._unclaimed])
 
     # --- telling ------------------------------------------------------------------------------
 
@@ -1234,14 +1280,10 @@ def _over(grant: Grant, udp: int | None) -> Grant:
 def _same(made: Grant, wanted: Grant) -> bool:
     """Whether a tunnel that stands is the one that is wanted.
 
-    Over UDP our port is what it was; and who does not know his is where he was, until his packets
-    fail to come back and he says so by logging in again, from another tunnel's point of view.
+    Over UDP our port is what it was.  Who does not know his is behind a NAT, which may have given
+    him another one since: that has to be learnt anew.
     """
-    if (
-        made.ports is not None
-        and wanted.ports is not None
-        and wanted.ports[0] in (*(0, made.ports[0]),)
-    ):
+    if made.ports is not None and wanted.ports is not None and wanted.ports[0] == made.ports[0]:
         wanted = wanted._replace(ports=made.ports)
     return made == wanted
 

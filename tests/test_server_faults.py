@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import signal
 import sys
 
 import pytest
 
 from lab.internet import Internet
-from tests.running import Talker, serve
+from tests.running import Talker, serve, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
 
@@ -72,4 +74,58 @@ def test_no_descriptor_is_left_for_a_tunnel_over_udp(net: Internet) -> None:
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
         with Talker(net, "jun", "hidden", "tunnelonly udp=4028") as talker:
             assert talker.answer == "+OK 203.0.113.7 192.0.2.1 udp=4028"
+        assert server.end() == 0
+
+
+def test_an_interface_that_was_destroyed_and_given_to_the_next(net: Internet) -> None:
+    net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
+    with serve(net) as server, Talker(net, "itojun", "secret", "network") as first:
+        assert first.answer.startswith("+OK")
+        net.server.run(["ifconfig", "gif0", "destroy"])
+        with Talker(net, "jun", "hidden", "host", "203.0.113.20") as second:
+            assert second.answer.startswith("+OK"), "\n".join(server.lines)
+            server.wait_for("itojun: down: gif0 was destroyed behind our back")
+            shown = net.server.run(["ifconfig", "gif0"]).stdout
+            assert "tunnel inet 192.0.2.1 --> 203.0.113.20" in shown
+        server.wait_for("jun: down")
+        wait_until("it has gone", lambda: "gif" not in net.server.run(["ifconfig", "-l"]).stdout)
+        assert server.end() == 0
+
+
+def test_a_take_down_leaves_alone_what_is_somebody_elses_by_now(net: Internet) -> None:
+    with serve(net) as server:
+        with Talker(net, "itojun", "secret", "network") as talker:
+            assert talker.answer.startswith("+OK")
+            net.server.run(["ifconfig", "gif0", "destroy"])
+            net.server.run(["ifconfig", "gif0", "create"])
+        server.wait_for("itojun: down")
+        assert server.end() == 0
+        assert "gif0" in net.server.run(["ifconfig", "-l"]).stdout
+
+
+def test_a_roll_back_that_failed_is_told_and_tried_again(net: Internet) -> None:
+    with serve(net) as server:
+        rules = [
+            {"command": "route", "match": ["add", "2001:db8:3c3::/48"], "do": "exit1"},
+            {"command": "ifconfig", "match": ["gif0", "destroy"], "do": "exit1"},
+        ]
+        net.server.write("/run/freebsd/faults", json.dumps(rules))
+        with Talker(net, "itojun", "secret", "network") as talker:
+            assert talker.answer == "-ERR internal error"
+        server.wait_for("itojun: could not be undone: ifconfig gif0 destroy: something went wrong")
+        with Talker(net, "itojun", "secret", "network") as talker:
+            assert talker.answer.startswith("+OK"), "\n".join(server.lines)
+            gifs = re.findall(r"gif\d+", net.server.run(["ifconfig", "-l"]).stdout)
+            assert len(gifs) == 1
+        assert server.end() == 0
+
+
+def test_routes_that_refuse_survive_a_reload_that_fails(net: Internet) -> None:
+    with serve(net) as server:
+        _fault(net, command="route", match=["add", "2001:db8:7::/48"], do="exit1")
+        net.server.write("/usr/local/etc/dtcps.conf", "unreachable = 2001:db8:7::/48\n")
+        server.send(signal.SIGHUP)
+        server.wait_for("nothing was changed: ")
+        shown = net.server.run(["route", "-n", "get", "-inet6", "2001:db8:1::/64"]).stdout
+        assert "REJECT" in shown
         assert server.end() == 0

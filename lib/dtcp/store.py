@@ -446,16 +446,27 @@ class Store:
             rows = self._db.execute("SELECT * FROM tunnel").fetchall()
         return [_tunnel(row) for row in rows]
 
-    def keep(self, tunnel: Tunnel) -> None:
-        """A tunnel has been made.  Refused when anything of it is another's, or held."""
+    def keep(self, tunnel: Tunnel) -> list[str]:
+        """A tunnel has been made.  Refused when anything of it is another's, or held.
+
+        Whoever had an interface of that name has it no more, for this one was just made: the names
+        of these users, who have no tunnel now.
+        """
         grant = tunnel.grant
         own_port, port = (grant.ports[1], grant.ports[0]) if grant.ports else (0, 0)
         held = [pools.whole(prefix) for prefix in grant.prefixes]
         if grant.inner is not None and grant.peer is not None:
             held.append(Span(grant.peer, grant.inner))
         with self._failing(), self._writing(lasting=False):
+            losers = self._db.execute(
+                "SELECT user FROM tunnel WHERE interface = ? AND user <> ?",
+                (tunnel.interface, tunnel.user),
+            ).fetchall()
             try:
-                self._db.execute("DELETE FROM tunnel WHERE user = ?", (tunnel.user,))
+                self._db.execute(
+                    "DELETE FROM tunnel WHERE user = ? OR interface = ?",
+                    (tunnel.user, tunnel.interface),
+                )
                 self._db.execute(
                     "INSERT INTO tunnel VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
@@ -472,6 +483,7 @@ class Store:
                 )
             except self._errors.IntegrityError as error:
                 raise StoreError(f"{tunnel.user}: what the tunnel has is taken: {error}") from None
+        return [user for (user,) in losers]
 
     def forget(self, user: str) -> None:
         """A user's tunnel has gone, and holds nothing any more."""

@@ -477,6 +477,10 @@ class System:
         self._record()
         return True
 
+    def resume(self, steps: list[Step], tunnel: str) -> None:
+        """Take over a plan that was done before, by whomever; `down` sees whose `tunnel` is."""
+        self.done, self.tunnel, self._been_up = steps, tunnel or None, True
+
     def down(self) -> list[CommandFailed]:
         """Undo what was done, in reverse, whatever fails; the failures.
 

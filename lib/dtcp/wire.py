@@ -400,8 +400,9 @@ class Session:
     """The server's end of one connection.
 
     `challenge` must come from a secure source and be used once.  `password_of` gives a user's
-    password, or None, or raises Unavailable, which ends the conversation.  A login that fails costs the same, and reads the same, whoever it was;
-    `failed` is told of it.  Whoever `must_wait` says is told to come back later, unseen.
+    password, or None, or raises Unavailable, which ends the conversation.  A login that fails
+    costs the same, and reads the same, whoever it was; `failed` is told of it.  Whoever `must_wait`
+    says is told to come back later, unseen.
     """
 
     __slots__ = (
