@@ -307,7 +307,7 @@ class Server:
             routes = host.routes(fib) if with_routes or self._prefixes() else {}
             for tunnel in tunnels:
                 interface = there.get(tunnel.interface)
-                if interface is None or not _stands(tunnel, interface, routes):
+                if interface is None or not _stands(tunnel, interface, routes, fib):
                     db.forget(tunnel.user)
                 else:
                     self._unclaimed[tunnel.user] = tunnel
@@ -643,7 +643,9 @@ class Server:
             user = self._store.user(asked.user)
             why = self._objection(user, kind, asked)
             if user is None or why:
-                self._refuse(peer, why or wire.BAD_LOGIN)
+                why = why or wire.BAD_LOGIN
+                self._say("refused", time.monotonic(), f"{peer.address}: {asked.user}: {why}")
+                self._refuse(peer, why)
                 return
             grant = self._grant(self._store.leased, peer, user, kind)
         except store.StoreError as error:
@@ -705,7 +707,7 @@ class Server:
             self._log.error(f"{user.name}: {error}")
             return partial(self._refuse, peer, wire.INTERNAL)
         if grant is None:
-            self._log.error(f"{user.name}: the pool is empty")
+            self._say_error("pool", f"{user.name}: the pool is empty")
             return partial(self._refuse, peer, wire.SOLD_OUT)
         return partial(self._offer, Request(peer, kind, _over(grant, udp)))
 
@@ -767,6 +769,8 @@ class Server:
             if (other := self._holders.get(owner)) is not None and other.ending:
                 self._blocked.append(request)
             else:
+                text = f"{peer.address}: {user}: {owner} has a tunnel to there"
+                self._say("refused", time.monotonic(), text)
                 self._refuse(peer, wire.BUSY)
             return
         self._holders[user] = peer
@@ -1176,7 +1180,7 @@ class Server:
         """Take the configuration anew, whole or not at all."""
         before = self._settings
         try:
-            after = configuration(self._options)
+            after = check(self._options)
             for key in ("listen", "store"):
                 if getattr(before, key) != getattr(after, key):
                     raise settings.SettingsError(f"{key} cannot change while we run: restart")
@@ -1293,13 +1297,14 @@ def _ends(grant: Grant) -> tuple[IPv4Address, IPv4Address]:
     return grant.remote, grant.local
 
 
-def _stands(tunnel: Tunnel, interface: Interface, routes: dict[str, str]) -> bool:
+def _stands(tunnel: Tunnel, interface: Interface, routes: dict[str, str], fib: int | None) -> bool:
     """Whether a tunnel of an earlier run is what it was."""
     grant = tunnel.grant
     return (
         interface.description == tunnel.mark
         and plan.GROUP in interface.groups
         and interface.up
+        and (fib is None or interface.fib == fib)
         and (grant.ports is not None or interface.outer == _ends(grant))
         and (grant.peer is None or grant.peer in interface.addresses)
         and all(routes.get(str(prefix)) == tunnel.interface for prefix in grant.prefixes)
@@ -1373,8 +1378,8 @@ def show_status(*, as_json: bool) -> int:
     return OK
 
 
-def check(options: argparse.Namespace) -> None:
-    """See that we could start with these.  Raises Failure, SettingsError, StoreError."""
+def check(options: argparse.Namespace) -> Settings:
+    """The configuration, if we could start with it.  Raises Failure, SettingsError, StoreError."""
     read = configuration(options)
     with contextlib.closing(Store(read.store)) as db:
         for pool in read.prefix:
@@ -1390,6 +1395,7 @@ def check(options: argparse.Namespace) -> None:
             found = db.fixed(pools.Span(start, start))
             if found is not None and prefix.subnet_of(found[1]):
                 raise Failure(f"{found[0]} has {found[1]}, and {key} {prefix} lies within it")
+    return read
 
 
 def main(argv: list[str] | None = None) -> int:

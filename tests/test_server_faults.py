@@ -129,3 +129,25 @@ def test_routes_that_refuse_survive_a_reload_that_fails(net: Internet) -> None:
         shown = net.server.run(["route", "-n", "get", "-inet6", "2001:db8:1::/64"]).stdout
         assert "REJECT" in shown
         assert server.end() == 0
+
+
+def test_a_reload_checks_what_the_start_checks_and_refusals_are_told(net: Internet) -> None:
+    with serve(net) as server:
+        net.server.write("/usr/local/etc/dtcps.conf", "prefix = 2001:db8:3c3::/64\n")
+        server.send(signal.SIGHUP)
+        server.wait_for("nothing was changed: itojun has 2001:db8:3c3::/48, which overlaps prefix")
+        with Talker(net, "jun", "hidden", "network") as talker:
+            assert talker.answer.startswith("-ERR")
+            server.wait_for(f"203.0.113.7: jun: {re.escape(talker.answer[5:])}")
+        assert server.end() == 0
+
+
+def test_a_tunnel_in_another_fib_is_not_the_one_that_was(net: Internet) -> None:
+    net.server.run(["sysctl", "net.fibs=3"])
+    with serve(net, "-F", "1") as server, Talker(net, "itojun", "secret", "host") as talker:
+        assert talker.answer.startswith("+OK")
+        server.end(signal.SIGKILL)
+    with serve(net, "-F", "2") as server, Talker(net, "itojun", "secret", "host") as talker:
+        assert talker.answer.startswith("+OK")
+        assert not any("as it was" in line for line in server.lines)
+        assert server.end() == 0
