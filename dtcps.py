@@ -251,6 +251,8 @@ class Server:
         self._selector: selectors.BaseSelector
         self._signals: daemon.Signals
         self._workers = concurrent.futures.ThreadPoolExecutor(WORKERS, "command")
+        self._looker = concurrent.futures.ThreadPoolExecutor(1, "look")  # behind no login
+        self._look_shell = system.Shell()
         self._shells: queue.SimpleQueue[system.Shell] = queue.SimpleQueue()
         self._own = threading.local()  # of a worker: the shell that it has at the moment
         self._done: deque[tuple[Peer | None, Finish]] = deque()
@@ -316,14 +318,23 @@ class Server:
             self._refuse_unused(db, routes)
         kept = {tunnel.interface for tunnel in self._unclaimed.values()}
         nodes = {tunnel.node for tunnel in self._unclaimed.values()}
+        cleaned = False
         for interface in there.values():
             if interface.name in kept or plan.GROUP not in interface.groups:
                 continue
             if interface.description.startswith("dtcps "):
                 self._log.notice(f"removing {interface.name}, which a killed dtcps has left")
                 self._remove_left(host, interface)
+                cleaned = True
             elif self._options.keep and not interface.description:
                 self._free.append(Interface(interface.name, groups=interface.groups))
+        if cleaned and (self._options.no_cloning or self._options.keep):
+            there = host.everything()
+            self._free = [
+                Interface(each.name, groups=each.groups)
+                for each in there.values()
+                if each.name not in kept and plan.GROUP in each.groups and not each.description
+            ]
         if self._udp_port is not None:
             for node in re.findall(r"Name: (dtcps[0-9]+u[0-9]+) ", host.run(("ngctl", "list"))):
                 if node not in nodes:
@@ -985,23 +996,29 @@ class Server:
 
     # --- work ---------------------------------------------------------------------------------
 
-    def _submit(self, peer: Peer | None, work: Callable[[], Finish]) -> None:
-        """Set a worker to something; what it returns is done by the main thread."""
+    def _submit(
+        self, peer: Peer | None, work: Callable[[], Finish], *, looks: bool = False
+    ) -> None:
+        """Set a worker to something; what it returns is done by the main thread.
+
+        What only `looks` has a worker of its own.
+        """
 
         def run() -> None:
-            self._own.shell = self._shells.get()
+            self._own.shell = self._look_shell if looks else self._shells.get()
             try:
                 finish = work()
             except Exception as error:  # a worker must not die silently with a peer in its hands
                 self._log.error(f"{peer.user if peer else 'taking down'}: {error!r}")
                 finish = partial(self._refuse, peer, wire.INTERNAL) if peer else _nothing
-            self._shells.put(self._own.shell)
+            if not looks:
+                self._shells.put(self._own.shell)
             self._done.append((peer, finish))
             os.write(self._finish, b".")
 
         if peer is not None:
             peer.working = True
-        self._workers.submit(run)
+        (self._looker if looks else self._workers).submit(run)
 
     def _finish_work(self, peer: Peer | None, finish: Finish) -> None:
         if peer is not None:
@@ -1226,7 +1243,7 @@ class Server:
                 text = json.dumps(report.facts(counts, tunnels, traffic))
             return partial(self._inquiries.answer, inquiry, text)
 
-        self._submit(None, look)
+        self._submit(None, look, looks=True)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -1254,6 +1271,7 @@ class Server:
         while (self._holders or self._leaving) and (left := end - time.monotonic()) > 0:
             self._turn(left)
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._looker.shutdown(wait=False, cancel_futures=True)
         self._unreachable.hurry()
         failures = self._unreachable.down()
         for failure in failures:
@@ -1273,6 +1291,7 @@ class Server:
         for peer in self._peers:
             peer.socket.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._looker.shutdown(wait=False, cancel_futures=True)
         return OK
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from lab.internet import Internet
-from tests.running import Talker, serve, wait_until
+from tests.running import ROOT, Talker, serve, set_users, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
 
@@ -150,4 +150,43 @@ def test_a_tunnel_in_another_fib_is_not_the_one_that_was(net: Internet) -> None:
     with serve(net, "-F", "2") as server, Talker(net, "itojun", "secret", "host") as talker:
         assert talker.answer.startswith("+OK")
         assert not any("as it was" in line for line in server.lines)
+        assert server.end() == 0
+
+
+@pytest.mark.parametrize("words", [("-c", "-i", "gif3"), ("-o",)])
+def test_a_kept_interface_is_free_again_after_a_kill(net: Internet, words: tuple[str, ...]) -> None:
+    name = "gif3" if "-c" in words else "gif0"
+    if "-c" in words:
+        net.server.run(["ifconfig", name, "create"])
+    with serve(net, *words) as server, Talker(net, "itojun", "secret", "network") as talker:
+        assert talker.answer.startswith("+OK"), "\n".join(server.lines)
+        server.end(signal.SIGKILL)
+    net.server.run(["route", "-n", "delete", "-inet6", "2001:db8:3c3::/48", "-interface", name])
+    with serve(net, *words) as server, Talker(net, "itojun", "secret", "network") as talker:
+        server.wait_for(f"removing {name}, which")
+        assert talker.answer.startswith("+OK"), "\n".join(server.lines)
+        server.wait_for(f"itojun: up: {name} to")
+        assert server.end() == 0
+
+
+def test_status_waits_for_no_login(net: Internet) -> None:
+    names = ["u1", "u2", "u3", "u4"]  # as many as there are workers
+    with serve(net) as server:
+        set_users(net.server, "".join(f"{name}:secret\n" for name in names))
+        rules = [
+            {"command": "ifconfig", "match": ["gif", "create"], "do": "hang", "nth": nth}
+            for nth in range(1, 5)
+        ]
+        net.server.write("/run/freebsd/faults", json.dumps(rules))
+        for number, name in enumerate(names, 20):
+            own = f"203.0.113.{number}"
+            net.client.run(["ifconfig", "em0", "inet", f"{own}/32", "alias"])
+            words = [str(ROOT / "tests/talk.py"), "192.0.2.1", name, "secret", "tunnelonly", own]
+            net.client.popen([sys.executable, *words], stdin=-1, stdout=-1)
+        for name in names:
+            server.wait_for(f"ifconfig gif create .*dtcps {name}@")
+        shown = net.server.run([sys.executable, str(ROOT / "dtcps.py"), "--status"]).stdout
+        hanging = [each for each in names if not any(f"{each}: the tun" in x for x in server.lines)]
+        assert shown.startswith("up for ")
+        assert hanging == names
         assert server.end() == 0
