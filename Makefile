@@ -77,7 +77,7 @@ do-install:
 	@${SED} -e 's|%%PROGRAM%%|${program}|' ${WRKSRC}/etc/program.in >${WRKDIR}/${program}
 	${INSTALL_SCRIPT} ${WRKDIR}/${program} ${STAGEDIR}${PREFIX}/sbin
 .endfor
-	${PYTHON_CMD} -m compileall -q -o 0 --invalidation-mode checked-hash \
+	@umask 022; ${PYTHON_CMD} -m compileall -q -o 0 --invalidation-mode checked-hash \
 		-d ${PREFIX}/libexec/dtcpc ${STAGEDIR}${PREFIX}/libexec/dtcpc
 	@${MKDIR} ${STAGEDIR}${PREFIX}/etc/rc.d
 	${INSTALL_SCRIPT} ${RC_SCRIPTS:S|^|${WRKSRC}/rc.d/|} ${STAGEDIR}${PREFIX}/etc/rc.d

@@ -497,7 +497,8 @@ class Client:
             self._log.error(str(failure))
             self._end()
             return failure.status
-        except BaseException:  # whatever it is, it must not leave a tunnel behind
+        except BaseException as error:  # whatever it is, it must not leave a tunnel behind
+            self._log.error(f"internal error: {error!r}")
             self._end()
             raise
 
@@ -618,6 +619,7 @@ class Client:
         with self._connect(secret) as connection:
             self._connection = connection
             self._server_address = connection.address
+            self._address_before = connection.own
             self._apply(connection.login())
             self._keep(connection)
 
@@ -889,6 +891,8 @@ class Client:
     def _rest(self, seconds: float) -> None:
         """Wait for the next attempt; a change of the network or SIGHUP is a reason to go now."""
         self._watch()
+        if seconds > 0:
+            self._system.rest()
         end = time.monotonic() + seconds
         before = self._address_before
         while (left := end - time.monotonic()) > 0:
@@ -925,6 +929,7 @@ class Client:
         self._stop_monitor()
         had_tunnel = bool(self._system.done)
         failures = self._system.down()
+        self._system.rest()
         for failure in failures:
             self._log.error(f"could not be undone: {failure}")
         self._is_down()
@@ -1128,6 +1133,7 @@ class Connection:
         self.own, self.address = request.own, request.server
         self._speaker = spokesman
         self._signals = signals
+        self._end = math.inf  # of the goodbye
         spokesman.login(sock, request)
 
     @classmethod
@@ -1209,14 +1215,14 @@ class Connection:
     def quit(self) -> None:
         """Say goodbye; the answer is for `wait_for_end`."""
         self._speaker.quit()
+        self._end = time.monotonic() + speaker.QUIT_TIME + speaker.PATIENCE
 
     def wait_for_end(self) -> None:
         """Wait until the server has taken our goodbye, but not long."""
-        end = time.monotonic() + speaker.QUIT_TIME + speaker.PATIENCE
-        while time.monotonic() < end and self.fileno() >= 0:
+        while time.monotonic() < self._end and self.fileno() >= 0:
             match self._speaker.event():
                 case None:
-                    self._signals.wait([self.fileno()], end - time.monotonic())
+                    self._signals.wait([self.fileno()], self._end - time.monotonic())
                 case speaker.Gone() | wire.Lost():
                     return
 
@@ -1270,7 +1276,12 @@ def resolve(server: str, signals: daemon.Signals) -> list[IPv4Address]:
         finally:
             os.close(finish)
 
-    threading.Thread(target=ask, daemon=True).start()
+    try:
+        threading.Thread(target=ask, daemon=True).start()
+    except RuntimeError as error:  # no more threads for now
+        os.close(done)
+        os.close(finish)
+        raise Failure(f"{server}: {error}", TRY_AGAIN) from None
     end = time.monotonic() + RESOLVE_TIME
     while not answers and (left := end - time.monotonic()) > 0:
         signals.wait([done], left)

@@ -12,7 +12,7 @@ import pytest
 from dtcp import wire
 
 from lab.internet import Internet
-from tests.running import PREFIX, SERVER, Program, login
+from tests.running import PREFIX, SERVER, Program, login, set_users
 from tests.trust import Figure
 
 pytestmark = pytest.mark.lab
@@ -50,7 +50,7 @@ class Watch:
 @contextlib.contextmanager
 def _server(net: Internet) -> Iterator[Program]:
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:{SECRET}\n")
-    net.server.write("/usr/local/etc/dtcps.users", f"itojun:{SECRET}\n")
+    set_users(net.server, f"itojun:{SECRET}\n")
     with Program(net.server, "dtcps", "-d", PREFIX) as server:
         server.wait_for("listening")
         yield server

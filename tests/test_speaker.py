@@ -39,7 +39,7 @@ def child_of(client: Program) -> int:
         # Another one may just be about to become `route -n monitor`.
         children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
         found[:] = [
-            int(pid) for pid in children if b"dtcpc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            int(pid) for pid in children if b"dtcpc.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
         return len(found) == 1
 
@@ -233,6 +233,10 @@ LIES = {
     "a prefix that cannot be": f"1 {GRANTED} fe80::/64",
     "a port nobody asked for": f"1 {GRANTED} udp=4028",
     "no address": "1 nat 2001:db8::1",
+    "a scope": f"1 granted {PAIR} 2001:db8:1::6%;reboot 2001:db8:1::5",
+    "a scope of a prefix": f"1 {GRANTED} 2001:db8:3c3::%x/48",
+    "a scope that is no ASCII": f"1 granted {PAIR} 2001:db8:1::6%\xe9 2001:db8:1::5",
+    "a goodbye that nobody said": "1 gone",
     "a carriage return": "1 trace a\rb",
     "a long line": f"1 trace {'x' * 5000}",
 }

@@ -40,9 +40,10 @@ def settle() -> None:
     sys.stdout = sys.stdout or os.fdopen(1, "w")  # Python has None for it then
     # Without a buffer: what a full disk does not take would be found there again when Python ends,
     # and make its exit status 120.
-    sys.stderr = io.TextIOWrapper(
-        io.FileIO(2, "w", closefd=False), errors="backslashreplace", write_through=True
-    )
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = io.TextIOWrapper(
+            io.FileIO(2, "w", closefd=False), errors="backslashreplace", write_through=True
+        )
     for fd in range(3, 256):
         with contextlib.suppress(OSError):
             os.set_inheritable(fd, False)
@@ -233,6 +234,8 @@ def detach() -> Callable[[], None]:
     """
     told, tell = os.pipe()
     if os.fork():
+        # From here on signals are for the child: ours would undo what it is about to live with.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGHUP})
         os.close(tell)
         os._exit(0 if os.read(told, 1) else 1)
     os.close(told)

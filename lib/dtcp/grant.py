@@ -209,6 +209,8 @@ def _ipv4(word: str) -> IPv4Address:
 def _ipv6(word: str) -> IPv6Address | IPv6Network:
     """An address, or a prefix; an address with /128 is an address."""
     try:
+        if "%" in word:  # a scope, in which anything may stand
+            raise ValueError
         if "/" not in word:
             return IPv6Address(word)
         network = IPv6Network(word, strict=False)

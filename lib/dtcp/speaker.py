@@ -2,9 +2,9 @@
 
 What a server says is parsed here, and not by root.  The client (`Speaker`) connects, and hands the
 socket over, with what is to be asked for.  The process it hands it to has no privileges, and no
-file open but that socket and the one to the client; it can open none, and start nothing.  It logs
-in, keeps the conversation alive, and tells the client what came of it, a line each.  The number is
-that of the login:
+file open but that socket and the one to the client, room for no more than the next such socket,
+and can fork nothing.  It logs in, keeps the conversation alive, and tells the client what came of
+it, a line each.  The number is that of the login:
 
     1 trace << +OK 0B1517C87D516A5FA65BED722D51A04F KAME tunnel server
     1 remark the server delegates no prefix
@@ -40,7 +40,8 @@ from dtcp.wire import Lost, Refused
 
 QUIT_TIME = 2.0  # seconds that a server has for answering to our `quit`
 PATIENCE = 2.0  # seconds that we wait for the process beyond its own limits
-TOLD_AT_ONCE, TOLD_PER_SECOND = 500, 10  # lines that a login may bring, and the time after it
+ENDING_TIME = 1.0  # seconds that the process has for its end
+TOLD_AT_ONCE, TOLD_PER_SECOND = 500, 10  # lines that it may tell, and how many more with time
 LINE_LIMIT = 4 * wire.LINE_LIMIT  # of what is told: addresses may be longer than they came
 
 
@@ -82,7 +83,8 @@ class Speaker:
 
     `account` is the user and group that the process changes to; None: it stays who we are.
     `trace` gets lines of the conversation, `remark` what is to be said about a grant.  The process
-    is forked early, before there is a password or anything else that it must not know.
+    is forked early, before there is a password or anything else that it must not know.  If it dies,
+    another one takes its place for the next login, which is forked from what the client is by then.
     """
 
     def __init__(
@@ -95,7 +97,8 @@ class Speaker:
         self._number = 0  # of the last login
         self._request: Request
         self._begun = 0.0
-        self._told = 0
+        self._may_tell, self._may_tell_at = float(TOLD_AT_ONCE), 0.0
+        self._quitting = False
         self._waiting = False  # for what comes of a login
         self._listening = False  # for what comes of the conversation, its end included
         self._fork()
@@ -127,14 +130,16 @@ class Speaker:
         assert self._socket is not None
         self._number += 1
         self._request = request
-        self._begun = time.monotonic()
-        self._told = 0
+        self._begun = self._may_tell_at = time.monotonic()
+        self._may_tell = float(TOLD_AT_ONCE)
+        self._quitting = False
         self._waiting = self._listening = True
         with sock:
             self._say(_packed(self._number, request), sock.fileno())
 
     def quit(self) -> None:
         """Have it say goodbye: `Gone` comes when that has been heard, or has taken too long."""
+        self._quitting = True
         self._say(b"quit\n")
 
     def leave(self) -> None:
@@ -146,18 +151,15 @@ class Speaker:
         """End the process, and see it gone."""
         if self._socket is None:
             return
-        hangs = False
-        self._socket.settimeout(PATIENCE)
-        try:
+        end = time.monotonic() + ENDING_TIME
+        with contextlib.suppress(OSError):
             # It ends when it reads the end, and we read the end when it has ended.
             self._socket.shutdown(socket.SHUT_WR)
-            while self._socket.recv(4096):
-                pass
-        except TimeoutError:
-            hangs = True
-        except OSError:
-            pass
-        self._close(holds=hangs)
+            while (left := end - time.monotonic()) > 0:
+                self._socket.settimeout(left)
+                if not self._socket.recv(4096):
+                    break
+        self._close()
 
     def _say(self, line: bytes, *descriptors: int) -> None:
         if self._socket is None:
@@ -168,10 +170,11 @@ class Speaker:
             self._socket.sendall(line[sent:])
         self._socket.setblocking(False)
 
-    def _close(self, *, holds: bool) -> None:
-        """Have done with the process; `holds`: it held its end of the sockets a moment ago."""
+    def _close(self) -> None:
+        """Have done with the process."""
         if self._socket is None:
             return
+        holds = self._holds(self._socket)
         self._socket.close()
         self._socket = None
         with contextlib.suppress(ProcessLookupError):
@@ -185,6 +188,19 @@ class Speaker:
                 if holds:
                     os.kill(self.pid, signal.SIGKILL)
 
+    def _holds(self, sock: socket.socket) -> bool:
+        """Whether the process holds its end of the sockets, so that it surely lives."""
+        sock.setblocking(False)
+        for _ in range(64):  # one that does not come to an end lives, too
+            try:
+                if not sock.recv(65536):
+                    return False
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+        return True
+
     def event(self) -> Event | None:
         """The next thing that it has told about the last login, or that time has brought; or None.
 
@@ -193,9 +209,7 @@ class Speaker:
         try:
             self._read()
             while (line := self._lines.next_line()) is not None:
-                self._told += 1
-                if self._told > TOLD_AT_ONCE + TOLD_PER_SECOND * (time.monotonic() - self._begun):
-                    raise ValueError("too much of it")
+                self._allow()
                 number, word, text = (*line.split(" ", 2), "", "")[:3]
                 if number == str(self._number):  # not of a login that is over
                     event = self._event(word, text)
@@ -203,14 +217,23 @@ class Speaker:
                         return event
         except (wire.ProtocolError, grant.GrantError, ValueError) as error:
             self._lines = wire.LineBuffer(LINE_LIMIT)
-            self._close(holds=True)
+            self._close()
             return Nonsense(f"the process that speaks with it told nonsense: {error}")
         if self._socket is None and self._listening:
             return self._lost("the process that speaks with it has died")
         if time.monotonic() >= self.deadline:
-            self._close(holds=True)
+            self._close()
             return self._lost("no answer from the process that speaks with it")
         return None
+
+    def _allow(self) -> None:
+        """Count a line that it has told.  Raises ValueError when there are too many."""
+        now = time.monotonic()
+        more = TOLD_PER_SECOND * (now - self._may_tell_at)
+        self._may_tell = min(float(TOLD_AT_ONCE), self._may_tell + more) - 1
+        self._may_tell_at = now
+        if self._may_tell < 0:
+            raise ValueError("too much of it")
 
     def _read(self) -> None:
         if self._socket is None:
@@ -223,7 +246,7 @@ class Speaker:
             if data:
                 self._lines.feed(data)
             else:
-                self._close(holds=False)
+                self._close()
 
     def _lost(self, reason: str) -> Lost:
         self._listening = self._waiting = False
@@ -234,10 +257,7 @@ class Speaker:
         if word == "trace":
             self._trace(shown)
             return None
-        if word == "remark":
-            self._remark(shown)
-            return None
-        if word == "gone":
+        if word == "gone" and self._quitting:
             return Gone()
         if word == "lost":
             return self._lost(shown)
@@ -245,6 +265,9 @@ class Speaker:
             return Nonsense(shown)
         if not self._waiting:
             raise ValueError(f"{word!a} out of place")
+        if word == "remark":
+            self._remark(shown)
+            return None
         self._waiting = False
         if word in ("refused", "denied"):
             return Refused(shown, at_greeting=word == "refused")

@@ -372,7 +372,11 @@ class System:
                 raise CommandFailed(words, f"cannot be run: {error}") from None
             # Of sh's own ways to wait with a limit, `_timeout` costs 100 ms a call, wait(timeout)
             # 15 ms, and `_done` is sometimes never called (2.2.2 and 2.4.0).
-            threading.Thread(target=wait, daemon=True).start()
+            try:
+                threading.Thread(target=wait, daemon=True).start()
+            except RuntimeError as error:  # no more threads for now
+                command.kill_group()
+                raise CommandFailed(words, f"cannot be run: {error}") from None
             begun = time.monotonic()
             in_time = False
             try:
@@ -518,6 +522,7 @@ class System:
             kept = [(step, [words for words in step.undo if TUNNEL not in words]) for step in left]
             left = [step._replace(undo=tuple(undo)) for step, undo in kept if undo]
         self.done = left
+        self._been_up = bool(left)  # another try must not trust in the interface's name either
         if not left:
             self.tunnel = None
         with contextlib.suppress(LedgerError):
