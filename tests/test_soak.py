@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import selectors
 import signal
 import socket
@@ -26,7 +27,7 @@ from lab.internet import SERVER4, Internet
 from lab.snapshot import difference
 from tests.running import ROOT, SERVER, Program, wait_until
 from tests.trust import Figure
-from tests.virtual import DAY, MONOTONIC, PID, STARTING, STATE, WAITING, Clock
+from tests.virtual import DAY, MONOTONIC, PID, Clock
 
 pytestmark = pytest.mark.lab
 
@@ -49,6 +50,10 @@ def _in_network_of(host: Host, make: Callable[[], socket.socket]) -> socket.sock
     thread.start()
     thread.join()
     return made[0]
+
+
+# One that changes or shows something, and not the monitor, which runs for ever.
+COMMAND = re.compile(r"/bin/(ifconfig|route) (?!.*monitor)")
 
 
 class Server:
@@ -212,16 +217,14 @@ class Soak:
 
     def _slow_down(self) -> None:
         """A command that runs takes long, if it is to: the clock moves under it."""
-        commands = {
-            self.clock.number(slot + PID)
-            for slot in self.clock.slots()
-            if self.clock.number(slot + STATE) != WAITING
-        } - {STARTING, self.client.pid}
-        for pid in commands - self.slowed:
-            if self.commands_to_slow and _is_command(pid):
+        if not self.commands_to_slow:
+            return
+        for pid, words in self.net.client.processes().items():
+            if COMMAND.search(words) and pid not in self.slowed:
                 self.slowed.add(pid)
                 self.commands_to_slow -= 1
                 self.clock.set_time(MONOTONIC, self.clock.now + 3)
+                return
 
     def jump(self, seconds: float) -> None:
         """Somebody sets the time of day."""
@@ -248,14 +251,6 @@ class Soak:
         threads = sum(int(text.partition("Threads:")[2].split()[0]) for text in status)
         memory = sum(int(text.partition("VmRSS:")[2].split()[0]) for text in status)
         return files, threads, memory
-
-
-def _is_command(pid: int) -> bool:
-    """Whether that is a command, and no process of the client."""
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        return b"ifconfig" in words or b"/route" in words
-    return False
 
 
 @contextlib.contextmanager
