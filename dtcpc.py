@@ -1188,9 +1188,10 @@ class Connection:
         while True:
             match self._speaker.event():
                 case None:
-                    self._signals.wait([self.fileno()], self._speaker.deadline - time.monotonic())
+                    # It may have come while we were connecting, and ended that wait.
                     if self._signals.stopping:
                         raise Stopped
+                    self._signals.wait([self.fileno()], self._speaker.deadline - time.monotonic())
                 case speaker.Granted(granted):
                     return granted
                 case wire.Refused(text) as refused:
@@ -1284,9 +1285,9 @@ def resolve(server: str, signals: daemon.Signals) -> list[IPv4Address]:
         raise Failure(f"{server}: {error}", TRY_AGAIN) from None
     end = time.monotonic() + RESOLVE_TIME
     while not answers and (left := end - time.monotonic()) > 0:
-        signals.wait([done], left)
         if signals.stopping:
             raise Stopped
+        signals.wait([done], left)
     os.close(done)
     if not answers:
         raise Failure(f"{server}: no answer from the name service", TRY_AGAIN)
