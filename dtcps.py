@@ -1197,10 +1197,11 @@ class Server:
         """Take the configuration anew, whole or not at all."""
         before = self._settings
         try:
-            after = check(self._options)
+            after = configuration(self._options)
             for key in ("listen", "store"):
                 if getattr(before, key) != getattr(after, key):
                     raise settings.SettingsError(f"{key} cannot change while we run: restart")
+            check(self._options)
             self._settings = after
             metrics = None
             if after.metrics != before.metrics:
