@@ -32,13 +32,13 @@ if os.path.isdir(_lib):  # in a checkout
 from dtcp import __version__, cli, daemon, grant, password, plan, speaker, system, wire  # noqa: E402
 from dtcp.cli import FAILED, NOT_ALLOWED, OK, TRY_AGAIN, Parser, in_range  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
+from dtcp.network import is_here, own_address  # noqa: E402
 from dtcp.speaker import Request, Speaker  # noqa: E402
 
 AUTH_FILE = "/usr/local/etc/dtcpc.auth"
 PID_FILE = "/var/run/dtcpc.pid"
 UDP_PORT = 4028
 
-CONNECT_TIME = 10.0  # seconds for one address of the server
 RESOLVE_TIME = 30.0
 LOOK_TIME = 60.0  # seconds between two looks at the network, when nobody tells us of changes
 LOOK_SELDOM = 600.0  # when somebody does, in case he missed one
@@ -62,9 +62,16 @@ class Failure(cli.Failure):
     """Why we end, or begin again, in one line, and with which status."""
 
     def __init__(
-        self, text: str, status: int = FAILED, *, at_once: bool = False, asked: bool = False
+        self,
+        text: str,
+        status: int = FAILED,
+        *,
+        at_once: bool = False,
+        asked: bool = False,
+        final: bool = False,
     ) -> None:
         super().__init__(text, status)
+        self.final = final  # with -l too: it would be the same the next time
         self.at_once = at_once or asked  # with -l: nothing has to be waited for
         self.asked = asked  # it is no failure: we were told to log in again
 
@@ -453,6 +460,7 @@ class Client:
         self._facts: dict[str, object] = {}
         self._index = 0  # of the tunnel interface, in the kernel
         self._script_told_up = False
+        self._prepared = False
         self._survey_is_fresh = False
         self._hinted = False
         self._address_before: IPv4Address | None = None  # ours, when the attempt began
@@ -461,9 +469,9 @@ class Client:
 
     def run(self, pid_file: daemon.PidFile) -> int:
         """Bring the tunnel up, keep it, take it down.  Raises Failure, Stopped and others."""
-        self._refuse_plain_jail()
         self._recover()
-        self._survey()
+        if self._options.daemon or self._names_something():
+            self._prepare()
         secret = find_password(self._options)
         if self._options.daemon and not self._options.debug:
             ready = daemon.detach()
@@ -510,7 +518,7 @@ class Client:
                 f"dtcpc is running as pid {pid or '?'}, and the server would end its tunnel for"
                 " ours; stop it first"
             )
-        self._survey()
+        self._prepare()
         secret = find_password(self._options)
         self._signals = daemon.Signals()
         with self._connect(secret) as connection:
@@ -521,6 +529,29 @@ class Client:
         return show(plan.script(steps, existing.name if existing else None))
 
     # --- before the first login ---------------------------------------------------------------
+
+    def _names_something(self) -> bool:
+        """Whether the options name what this host must have: then nothing is sent if it has not."""
+        wanted = self._wanted
+        named = (wanted.interface, wanted.delegations, wanted.solicit, wanted.fib is not None)
+        return any(named) or not self._options.create
+
+    def _prepare(self) -> None:
+        """Look at the host before the first login, once.  Raises Failure.
+
+        Where nothing can be wrong with the options, this is done while the connection is under way:
+        with a server that is far away, importing `sh` and looking cost no time.
+        """
+        if self._prepared:
+            return
+        try:
+            self._refuse_plain_jail()
+            self._survey()
+        except Failure as failure:
+            raise Failure(str(failure), failure.status, final=True) from None
+        except system.CommandFailed as failed:
+            raise Failure(str(failed), final=True) from None
+        self._prepared = True
 
     def _refuse_plain_jail(self) -> None:
         try:
@@ -561,6 +592,9 @@ class Client:
 
     def _survey(self) -> None:
         """Look at what the options name on this host.  Raises Failure."""
+        fib = self._wanted.fib
+        if fib is not None and fib >= (count := int(self._system.setting("net.fibs")[0])):
+            raise Failure(f"-F: {fib}: no such FIB; this host has {count} (sysctl net.fibs)")
         lan = []
         for name in dict.fromkeys(each.interface for each in self._options.delegations):
             interface = self._system.interface(name)
@@ -624,7 +658,9 @@ class Client:
             self._keep(connection)
 
     def _connect(self, secret: str) -> Connection:
-        return Connection.open(self._options, secret, self._speaker, self._signals, self._log)
+        return Connection.open(
+            self._options, secret, self._speaker, self._signals, self._log, self._prepare
+        )
 
     def _plan(self, granted: grant.Grant) -> list[plan.Step]:
         if not self._system.done and not self._survey_is_fresh:
@@ -776,7 +812,7 @@ class Client:
         next_look = time.monotonic() + LOOK_FIRST
         while True:
             connection.look()
-            until = min(heart.next if heart else math.inf, next_look)
+            until = min(heart.next if heart else math.inf, next_look, connection.deadline)
             changed = self._wait(until - time.monotonic(), connection)
             now = time.monotonic()
             if heart is not None and heart.next <= now:
@@ -859,7 +895,7 @@ class Client:
     def _delay_after(self, failure: Failure) -> float:
         """What comes of a failure: the seconds to the next attempt.  Raises it, without -l."""
         self._connection = None  # it is closed
-        if not (self._options.loop or failure.asked):
+        if failure.final or not (self._options.loop or failure.asked):
             raise failure
         now = time.monotonic()
         refused = failure.status == NOT_ALLOWED
@@ -1122,19 +1158,14 @@ class Connection:
     """The control connection, which the speaker holds: it knows what is said on it."""
 
     def __init__(
-        self,
-        sock: socket.socket,
-        name: str,
-        spokesman: Speaker,
-        request: Request,
-        signals: daemon.Signals,
+        self, address: IPv4Address, name: str, spokesman: Speaker, signals: daemon.Signals
     ) -> None:
+        self.address = address
         self.name = name  # for messages
-        self.own, self.address = request.own, request.server
+        self.own: IPv4Address
         self._speaker = spokesman
         self._signals = signals
         self._end = math.inf  # of the goodbye
-        spokesman.login(sock, request)
 
     @classmethod
     def open(
@@ -1144,33 +1175,60 @@ class Connection:
         spokesman: Speaker,
         signals: daemon.Signals,
         log: daemon.Log,
+        meanwhile: Callable[[], None],
     ) -> Connection:
-        """Connect to the first address of the server that answers.  Raises Failure, Stopped."""
+        """Connect to the first address of the server that answers.
+
+        `meanwhile` is called while that is under way.  Raises Failure, Stopped.
+        """
         failures = []
         for address in resolve(options.server, signals):
             log.notice(
                 f"logging in to {options.server} ({address}) port {options.port} as {options.user}"
             )
             name = f"{options.server} ({address}) port {options.port}"
-            try:
-                sock = connect(address, options.port, signals)
-                own = IPv4Address(sock.getsockname()[0])
-            except OSError as error:
-                failures.append(f"{name}: {error.strerror}")
-                continue
+            connection = cls(address, name, spokesman, signals)
             request = Request(
-                own,
                 address,
+                options.port,
                 options.user,
                 options.type,
                 nat=options.nat,
                 port=options.udp_port if options.udp else None,
                 announced=announced(options),
                 verbose=options.debug,
-                password=secret,
             )
-            return cls(sock, name, spokesman, request, signals)
+            try:
+                spokesman.login(request, secret)
+                meanwhile()
+                failure = connection._reach()
+            except BaseException:
+                spokesman.leave()
+                raise
+            if failure is None:
+                return connection
+            spokesman.leave()
+            failures.append(f"{name}: {failure}")
         raise Failure("; ".join(failures), TRY_AGAIN)
+
+    def _reach(self) -> str | None:
+        """Wait for the connection; why there is none, or None.  Raises Failure, Stopped."""
+        before = own_address(self.address)
+        while True:
+            match self._speaker.event():
+                case IPv4Address() as own:
+                    self.own = own
+                    return None
+                case wire.Lost(reason):
+                    return reason
+                case speaker.Nonsense(text):
+                    raise Failure(f"{self.name}: {text}")
+            if self._signals.stopping:
+                raise Stopped
+            # Now and then a look at our own address: from one that has gone there is no answer.
+            self._signals.wait([self.fileno()], min(0.5, self.deadline - time.monotonic()))
+            if own_address(self.address) != before:
+                return os.strerror(errno.EADDRNOTAVAIL)
 
     def __enter__(self) -> Connection:
         return self
@@ -1183,6 +1241,11 @@ class Connection:
     def fileno(self) -> int:
         return self._speaker.fileno()
 
+    @property
+    def deadline(self) -> float:
+        """When there must be a look at the latest, by the monotonic clock."""
+        return self._speaker.deadline
+
     def login(self) -> grant.Grant:
         """The server's grant.  Raises Failure, Stopped."""
         while True:
@@ -1191,8 +1254,8 @@ class Connection:
                     # It may have come while we were connecting, and ended that wait.
                     if self._signals.stopping:
                         raise Stopped
-                    self._signals.wait([self.fileno()], self._speaker.deadline - time.monotonic())
-                case speaker.Granted(granted):
+                    self._signals.wait([self.fileno()], self.deadline - time.monotonic())
+                case grant.Grant() as granted:
                     return granted
                 case wire.Refused(text) as refused:
                     status = TRY_AGAIN if refused.temporary else NOT_ALLOWED
@@ -1221,38 +1284,13 @@ class Connection:
     def wait_for_end(self) -> None:
         """Wait until the server has taken our goodbye, but not long."""
         while time.monotonic() < self._end and self.fileno() >= 0:
-            match self._speaker.event():
-                case None:
-                    self._signals.wait([self.fileno()], self._end - time.monotonic())
-                case speaker.Gone() | wire.Lost():
-                    return
+            if self._speaker.event() is not None:
+                return
+            self._signals.wait([self.fileno()], self._end - time.monotonic())
 
     def close(self) -> None:
         """Close it, with a goodbye that nobody waits for."""
         self._speaker.leave()
-
-
-def own_address(server: IPv4Address | None) -> IPv4Address | None:
-    """The address that this host has on its way to `server` (None: to anywhere), now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            # Sends nothing; 192.0.2.1 stands for anywhere (RFC 5737).
-            sock.connect((str(server or "192.0.2.1"), wire.PORT))
-            address = IPv4Address(sock.getsockname()[0])
-        except OSError:
-            return None
-        return None if address.is_unspecified else address
-
-
-def is_here(address: IPv4Address | IPv6Address) -> bool:
-    """Whether this host has that address."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind((str(address), 0))
-        except OSError:
-            return False
-        return True
 
 
 def resolve(server: str, signals: daemon.Signals) -> list[IPv4Address]:
@@ -1296,34 +1334,6 @@ def resolve(server: str, signals: daemon.Signals) -> list[IPv4Address]:
         temporary = answer.errno == socket.EAI_AGAIN
         raise Failure(f"{server}: {answer.strerror}", TRY_AGAIN if temporary else FAILED)
     return answer
-
-
-def connect(address: IPv4Address, port: int, signals: daemon.Signals) -> socket.socket:
-    """A connection to the server.  Raises OSError, Stopped."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        error = sock.connect_ex((str(address), port))
-        end = time.monotonic() + CONNECT_TIME
-        while error == errno.EINPROGRESS:
-            if signals.stopping:
-                raise Stopped
-            # Now and then a look at our own address: from one that has gone there is no answer.
-            left = min(0.5, end - time.monotonic())
-            _, writable = signals.wait([], left, [sock.fileno()])
-            if writable:
-                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            elif str(own_address(address)) != sock.getsockname()[0]:
-                error = errno.EADDRNOTAVAIL
-            elif time.monotonic() >= end:
-                error = errno.ETIMEDOUT
-        if error:
-            raise OSError(error, os.strerror(error))
-        return sock
-    except BaseException:
-        sock.close()
-        raise
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ HAZARDS: dict[int | str, str] = {
     45: "a login copied from another session, or tried twice: fails",
     46: "log injection: visible; a scan: a bounded log",
     47: "a hundred thousand random sessions: documented replies; memory and descriptors flat",
+    63: "the unprivileged process hangs, stops or lies: noticed, replaced, the tunnel comes back",
+    64: "the password is in no memory but root's, in no generation of that process",
     "C1": "a challenge is 32 hexadecimal digits and nothing else",
     "C2": "one challenge for each connection, from a secure source, for three attempts",
     "C3": "digests compared in constant time, a dummy hashed for the unknown, one text for all",

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from dtcp import grant, wire
 
 from tests.conversations import OWN, SERVER, TYPES, USERS, Piece
+from tests.knowing import Client
 
 HEX = re.compile(r"[0-9A-Fa-f]{32}")
 UDP_PORT = 4028
@@ -30,7 +31,7 @@ def _short(text: object) -> str:
 def of_client(pieces: Iterable[Piece], tunnel_type: str, udp: int | None, nat: bool) -> str:
     """What a client and its owner make of what a server says, in some words."""
     trace: list[str] = []
-    client = wire.Client("itojun", USERS["itojun"], tunnel_type, 0, udp=udp, trace=trace.append)
+    client = Client("itojun", USERS["itojun"], tunnel_type, 0, udp=udp, trace=trace.append)
     sent = bytearray()
     now, came = 0.0, ""
     try:

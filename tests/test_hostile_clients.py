@@ -150,7 +150,7 @@ def test_too_many_connections_are_refused_and_the_others_served(net: Internet) -
 def test_who_is_silent_is_closed_and_his_tunnel_removed(net: Internet) -> None:
     """With the limits of dtcp.wire, made short."""
     set_users(net.server, "itojun:secret\njun:hidden\n")
-    words = ("AUTH_TIME=2", "IDLE_TIME=4", "dtcps", "-d", PREFIX)
+    words = ("wire.AUTH_TIME=2", "wire.IDLE_TIME=4", "dtcps", "-d", PREFIX)
     with Program(net.server, "tests/hasty", *words) as server:
         server.wait_for("listening")
         with Talker(net, "itojun", "wrong", "host") as stranger:

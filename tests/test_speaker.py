@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -14,15 +16,16 @@ from typing import NoReturn
 
 import pytest
 from dtcp import grant, speaker, wire
-from dtcp.speaker import Event, Granted, Nonsense, Request, Speaker
+from dtcp.speaker import Event, Nonsense, Request, Speaker
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import PREFIX, SERVER, Program, login, serve, wait_until
+from tests.running import SERVER, Program, login, serve, set_users, wait_until
 from tests.trust import Figure
 
-OWN, THERE = IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1")
+OWN, THERE = IPv4Address("127.0.0.1"), IPv4Address("192.0.2.1")
 PAIR = f"{OWN} {THERE}"
+CHALLENGE = "0B1517C87D516A5FA65BED722D51A04F"
 GRANTED = f"granted {PAIR} 2001:db8:1::6 2001:db8:1::5"
 
 NOBODY = 65534
@@ -39,7 +42,9 @@ def child_of(client: Program) -> int:
         # Another one may just be about to become `route -n monitor`.
         children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
         found[:] = [
-            int(pid) for pid in children if b"dtcpc.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            int(pid)
+            for pid in children
+            if re.search(rb"dtcpc|dtcp import speaker", Path(f"/proc/{pid}/cmdline").read_bytes())
         ]
         return len(found) == 1
 
@@ -82,41 +87,43 @@ def test_it_has_no_privileges_and_no_files(
         assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.hazard(64)
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
-def test_it_has_the_password_from_the_login_on_and_no_others(net: Internet) -> None:
-    others = f"{SERVER}:jun:the-password-of-another\n"
-    net.client.write("/usr/local/etc/dtcpc.auth", f"{others}{SERVER}:itojun:the-secret\n")
-    with login(net.client, "-l", "-t", "host") as client:
-        client.wait_for("Connection refused")
-        pid = child_of(client)
-        assert holds(client.pid, b"the-secret")
-        assert not holds(pid, b"the-secret")
-        words = (
-            "tests/servers",
-            "kame",
-            "--user",
-            "itojun",
-            "--password",
-            "the-secret",
-            "--prefix",
-            PREFIX,
-        )
-        with Program(net.server, *words):
-            client.wait_for("up after")
-            assert holds(pid, b"the-secret")
-            assert not holds(pid, b"the-password-of-another")
+def test_no_generation_of_it_has_the_password(net: Internet) -> None:
+    """Neither the first one nor one that was started when root had it already."""
+    with serve(net):
+        net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:the-secret\n")
+        set_users(net.server, "itojun:the-secret\n")
+        with login(net.client, "-l", "-t", "host") as client:
+            for generation in range(3):
+                wait_until("up", lambda: ups(client) == generation + 1)  # noqa: B023
+                pid = child_of(client)
+                assert holds(client.pid, b"the-secret")
+                assert not holds(pid, b"the-secret")
+                assert holds(pid, b"itojun")
+                os.kill(pid, signal.SIGKILL)
             assert client.end() == 0
+
+
+def ups(client: Program) -> int:
+    """How often its tunnel has come up."""
+    return sum("up after" in line for line in client.lines)
 
 
 def holds(pid: int, needle: bytes) -> bool:
     """Whether a process has these bytes anywhere in its memory."""
-    with open(f"/proc/{pid}/mem", "rb") as memory:
+    page = os.sysconf("SC_PAGESIZE")
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             span, modes, *_ = line.split()
             if modes.startswith("rw"):
                 begin, end = (int(word, 16) for word in span.split("-"))
-                memory.seek(begin)
-                if needle in memory.read(end - begin):
+                pages = []
+                for at in range(begin, end, page):
+                    with contextlib.suppress(OSError):  # some can be written only
+                        memory.seek(at)
+                        pages.append(memory.read(page))
+                if needle in b"".join(pages):
                     return True
     return False
 
@@ -136,8 +143,49 @@ def test_its_death_is_noticed_at_once_and_the_tunnel_comes_back(net: Internet) -
             first = child_of(client)
             os.kill(first, signal.SIGKILL)
             client.wait_for("has died; trying again at once")
-            wait_until("back", lambda: sum("up after" in line for line in client.lines) == 2)
+            wait_until("back", lambda: ups(client) == 2, limit=3)
+            second = child_of(client)
+            assert second != first
+            # What was started later may do no more than what was there from the start.
+            assert status_of(second)["Uid"] == [str(NOBODY)] * 4
+            assert Path(f"/proc/{second}/environ").read_bytes() == b""
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.hazard(63)
+@pytest.mark.parametrize("stage", ["at the login", "in the tunnel"])
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_one_that_is_stopped_is_replaced(net: Internet, stage: str) -> None:
+    words = ("speaker.SILENCE=3", "speaker.CONNECT_TIME=1", "wire.PING_INTERVAL=1", "dtcpc")
+    with serve(net):
+        before = net.client.snapshot()
+        with Program(
+            net.client, "tests/hasty", *words, "-dlu", "itojun", "-t", "host", SERVER
+        ) as client:
+            client.wait_for("up after")
+            first = child_of(client)
+            # As long as it says something, nothing happens.
+            wait_until("pings", lambda: sum(">> ping" in line for line in client.lines) > 4)
+            os.kill(first, signal.SIGSTOP)
+            if stage == "at the login":
+                client.send(signal.SIGHUP)
+            client.wait_for("no answer from the process that speaks with it; trying again at once")
+            wait_until("back", lambda: ups(client) == 2)
             assert child_of(client) != first
+            wait_until("its end", lambda: not Path(f"/proc/{first}").exists())
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.hazard(63)
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_a_stopped_one_does_not_keep_us_from_ending(net: Internet) -> None:
+    with serve(net):
+        before = net.client.snapshot()
+        with login(net.client, "-t", "host") as client:
+            client.wait_for("up after")
+            os.kill(child_of(client), signal.SIGSTOP)
             assert client.end() == 0
         assert difference(before, net.client.snapshot()) == []
 
@@ -175,8 +223,7 @@ def told() -> Iterator[Callable[..., list[Event]]]:
         made = Speaker(None, said.append, said.append)
         patch.undo()
         ended.append(made)
-        request = Request(OWN, THERE, "itojun", tunnel_type, False, port, port, False, "secret")
-        made.login(socket.socket(), request)
+        made.login(Request(THERE, 20200, "itojun", tunnel_type, False, port, port, False), "secret")
         return list(events(made))
 
     yield run
@@ -193,7 +240,7 @@ def events(made: Speaker) -> Iterator[Event]:
         event = made.event()
         if event is not None:
             yield event
-        if isinstance(event, (wire.Lost, Nonsense, speaker.Gone)):
+        if isinstance(event, (wire.Lost, wire.Refused, Nonsense, grant.BehindNat)):
             return
     raise AssertionError("nothing ends it")
 
@@ -203,60 +250,92 @@ def says(*lines: str) -> Play:
 
 
 DIED = wire.Lost("the process that speaks with it has died")
+CONNECTED = f"1 connected {OWN}"
+BEGUN = (CONNECTED, f"1 challenge {CHALLENGE}")
 
 
 def test_a_grant_arrives_as_it_was(told: Callable[..., list[Event]]) -> None:
     pair = IPv6Address("2001:db8:1::6"), IPv6Address("2001:db8:1::5")
-    assert told(says(f"1 {GRANTED}")) == [Granted(grant.Grant(OWN, THERE, *pair)), DIED]
+    expected = [OWN, grant.Grant(OWN, THERE, *pair), DIED]
+    assert told(says(*BEGUN, f"1 {GRANTED}")) == expected
+
+
+def test_its_challenge_is_answered_and_no_other(told: Callable[..., list[Event]]) -> None:
+    answers: list[bytes] = []
+
+    def play(client: socket.socket) -> None:
+        says(*BEGUN)(client)
+        digest = wire.digest("itojun", CHALLENGE, "secret")
+        if client.recv(4096) == f"digest 1 {digest}\n".encode():
+            says("1 refused as it should be")(client)
+        says(f"1 challenge {CHALLENGE}")(client)
+        answers.append(client.recv(4096))
+
+    assert told(play) == [OWN, wire.Refused("as it should be", at_greeting=True)]
 
 
 def test_what_belongs_to_an_earlier_login_is_nothing(told: Callable[..., list[Event]]) -> None:
-    assert told(says(f"0 {GRANTED}", "7 lost x")) == [DIED]
+    assert told(says("0 connected 127.0.0.1", "7 lost x")) == [DIED]
 
 
+# What is told, and at which point: before there is a connection, after it, behind the challenge.
 LIES = {
-    "no number": GRANTED,
-    "no word": "1",
-    "an unknown word": "1 run reboot",
-    "no grant": "1 granted",
-    "words that end in a shell": f"1 granted {PAIR} 2001:db8:1::6;reboot 2001:db8:1::5",
-    "an option": f"1 granted {PAIR} -alias",
-    "another spelling": f"1 granted {PAIR} 2001:DB8:1::6 2001:db8:1::5",
-    "blanks": f"1 granted {OWN}  {THERE} 2001:db8:1::6 2001:db8:1::5",
-    "a word more": f"1 {GRANTED} welcome",
-    "three addresses": f"1 {GRANTED} 2001:db8:1::7",
-    "another source than ours": f"1 granted 203.0.113.8 {THERE} 2001:db8:1::6 2001:db8:1::5",
-    "ourselves": f"1 granted {OWN} {OWN} 2001:db8:1::6 2001:db8:1::5",
-    "nowhere": f"1 granted {OWN} 0.0.0.0 2001:db8:1::6 2001:db8:1::5",
-    "no inner pair": f"1 granted {PAIR}",
-    "an inner address that is none": f"1 granted {PAIR} ::1 2001:db8:1::5",
-    "a prefix that cannot be": f"1 {GRANTED} fe80::/64",
-    "a port nobody asked for": f"1 {GRANTED} udp=4028",
-    "no address": "1 nat 2001:db8::1",
-    "a scope": f"1 granted {PAIR} 2001:db8:1::6%;reboot 2001:db8:1::5",
-    "a scope of a prefix": f"1 {GRANTED} 2001:db8:3c3::%x/48",
-    "a scope that is no ASCII": f"1 granted {PAIR} 2001:db8:1::6%\xe9 2001:db8:1::5",
-    "a goodbye that nobody said": "1 gone",
-    "a carriage return": "1 trace a\rb",
-    "a long line": f"1 trace {'x' * 5000}",
+    "no number": (*BEGUN, GRANTED),
+    "no word": (*BEGUN, "1"),
+    "an unknown word": (*BEGUN, "1 run reboot"),
+    "a connection from nowhere": ("1 connected",),
+    "a connection from a name": ("1 connected localhost",),
+    "a connection from an address that is not ours": ("1 connected 198.51.100.77",),
+    "a connection over IPv6": ("1 connected ::1",),
+    "a second connection": (*BEGUN, CONNECTED),
+    "a challenge before there is a connection": (f"1 challenge {CHALLENGE}",),
+    "a second challenge": (*BEGUN, f"1 challenge {CHALLENGE}"),
+    "a short challenge": (CONNECTED, f"1 challenge {CHALLENGE[1:]}"),
+    "a long challenge": (CONNECTED, f"1 challenge {CHALLENGE}0"),
+    "a challenge that is no number": (CONNECTED, f"1 challenge {CHALLENGE[1:]}G"),
+    "a challenge with something behind": (CONNECTED, f"1 challenge {CHALLENGE} KAME"),
+    "a grant before the challenge": (CONNECTED, f"1 {GRANTED}"),
+    "life before the login": (CONNECTED, "1 alive"),
+    "no grant": (*BEGUN, "1 granted"),
+    "words that end in a shell": (*BEGUN, f"1 granted {PAIR} 2001:db8:1::6;reboot 2001:db8:1::5"),
+    "an option": (*BEGUN, f"1 granted {PAIR} -alias"),
+    "another spelling": (*BEGUN, f"1 granted {PAIR} 2001:DB8:1::6 2001:db8:1::5"),
+    "blanks": (*BEGUN, f"1 granted {OWN}  {THERE} 2001:db8:1::6 2001:db8:1::5"),
+    "a word more": (*BEGUN, f"1 {GRANTED} welcome"),
+    "three addresses": (*BEGUN, f"1 {GRANTED} 2001:db8:1::7"),
+    "another source": (*BEGUN, f"1 granted 203.0.113.8 {THERE} 2001:db8:1::6 2001:db8:1::5"),
+    "ourselves": (*BEGUN, f"1 granted {OWN} {OWN} 2001:db8:1::6 2001:db8:1::5"),
+    "nowhere": (*BEGUN, f"1 granted {OWN} 0.0.0.0 2001:db8:1::6 2001:db8:1::5"),
+    "no inner pair": (*BEGUN, f"1 granted {PAIR}"),
+    "an inner address that is none": (*BEGUN, f"1 granted {PAIR} ::1 2001:db8:1::5"),
+    "a prefix that cannot be": (*BEGUN, f"1 {GRANTED} fe80::/64"),
+    "a port nobody asked for": (*BEGUN, f"1 {GRANTED} udp=4028"),
+    "no address": (*BEGUN, "1 nat 2001:db8::1"),
+    "a scope": (*BEGUN, f"1 granted {PAIR} 2001:db8:1::6%;reboot 2001:db8:1::5"),
+    "a scope of a prefix": (*BEGUN, f"1 {GRANTED} 2001:db8:3c3::%x/48"),
+    "a scope that is no ASCII": (*BEGUN, f"1 granted {PAIR} 2001:db8:1::6%\xe9 2001:db8:1::5"),
+    "a carriage return": (*BEGUN, "1 trace a\rb"),
+    "a long line": (*BEGUN, f"1 trace {'x' * 5000}"),
 }
 
 
-@pytest.mark.parametrize("line", LIES.values(), ids=LIES)
+@pytest.mark.hazard(63)
+@pytest.mark.parametrize("lines", LIES.values(), ids=LIES)
 def test_what_cannot_be_meant_ends_it(
-    told: Callable[..., list[Event]], line: str, figure: Figure
+    told: Callable[..., list[Event]], lines: tuple[str, ...], figure: Figure
 ) -> None:
     figure("What a server says is read without privileges, and not believed", "lies", 1)
-    events = told(says(line))
-    if line.startswith("1"):
-        assert [type(event) for event in events] == [Nonsense]
+    *before, last = told(says(*lines))
+    assert before == [OWN] * (lines[0] == CONNECTED)
+    if lines[-1].startswith("1"):
+        assert isinstance(last, Nonsense)
     else:
-        assert events == [DIED]
+        assert last == DIED
 
 
 def test_a_second_answer_ends_it(told: Callable[..., list[Event]]) -> None:
-    granted, after = told(says(f"1 {GRANTED}", f"1 {GRANTED}"))
-    assert isinstance(granted, Granted)
+    _, granted, after = told(says(*BEGUN, f"1 {GRANTED}", f"1 {GRANTED}"))
+    assert isinstance(granted, grant.Grant)
     assert isinstance(after, Nonsense)
 
 
@@ -269,8 +348,8 @@ def test_too_much_of_it_ends_it(told: Callable[..., list[Event]]) -> None:
 
 def test_text_of_it_is_made_visible(told: Callable[..., list[Event]]) -> None:
     said.clear()
-    refused, _ = told(says("1 trace \x1b[2J", "1 remark \x07" + "x" * 300, "1 denied \x1b[31mno"))
-    assert refused == wire.Refused("\\x1b[31mno", at_greeting=False)
+    lines = ("1 trace \x1b[2J", "1 remark \x07" + "x" * 300, "1 denied \x1b[31mno")
+    assert told(says(*BEGUN, *lines)) == [OWN, wire.Refused("\\x1b[31mno", at_greeting=False)]
     assert said == ["\\x1b[2J", "\\x07" + "x" * 196 + "..."]
 
 
@@ -282,32 +361,63 @@ def test_one_that_only_closes_its_end_is_ended(told: Callable[..., list[Event]])
     assert told(close) == [DIED]
 
 
+@pytest.mark.parametrize("lines", [(), BEGUN, (*BEGUN, f"1 {GRANTED}", "1 alive")])
 def test_one_that_hangs_is_ended(
-    told: Callable[..., list[Event]], monkeypatch: pytest.MonkeyPatch
+    told: Callable[..., list[Event]], monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(speaker, "PATIENCE", 0.2)
-    monkeypatch.setattr(wire, "LOGIN_TIME", 0.2)
-    assert told(lambda client: signal.pause()) == [
-        wire.Lost("no answer from the process that speaks with it")
-    ]
+    """Before the connection, at the login, and while the tunnel is up."""
+    for module, name in (
+        *((speaker, "PATIENCE"), (speaker, "CONNECT_TIME"), (speaker, "SILENCE")),
+        *((wire, "LOGIN_TIME"),),
+    ):
+        monkeypatch.setattr(module, name, 0.2)
+
+    def hang(client: socket.socket) -> None:
+        says(*lines)(client)
+        signal.pause()
+
+    *_, last = told(hang)
+    assert last == wire.Lost("no answer from the process that speaks with it")
 
 
-def test_a_request_arrives_as_it_was() -> None:
-    """In pieces, too: a password may be long."""
-    secret = " a b:c\udcff " + "x" * 70_000
-    request = Request(OWN, THERE, "itojun", "network", True, 4028, 0, False, secret)
-    ours, its = socket.socketpair()
-    server, accepted = socket.socketpair()
-    line = speaker._packed(1, request)
-    process = threading.Thread(target=speaker._Conversations(its).run)
-    process.start()
-    with ours, its, server:
-        sent = socket.send_fds(ours, [line[:9]], [accepted.fileno()])
-        ours.sendall(line[sent:])
-        accepted.close()
-        server.sendall(b"+OK 0B1517C87D516A5FA65BED722D51A04F KAME tunnel server\r\n")
-        answer = wire.digest("itojun", "0B1517C87D516A5FA65BED722D51A04F", secret)
-        expected = f"tunnel itojun {answer} network udp=0\r\n".encode()
-        assert server.recv(len(expected), socket.MSG_WAITALL) == expected
-        ours.shutdown(socket.SHUT_WR)
+# --- what it does -----------------------------------------------------------------------------
+
+
+def test_a_request_arrives_as_it_was_and_the_password_never() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    here, port = server.getsockname()
+    request = Request(IPv4Address(here), port, "itojun", "network", True, 4028, 0, False)
+    made = Speaker(None, said.append, said.append)
+    try:
+        made.login(request, " a b:c\udcff " + "x" * 70_000)
+        accepted, _ = server.accept()
+        accepted.sendall(f"+OK {CHALLENGE} KAME tunnel server\r\n".encode())
+        reader = accepted.makefile("rb")
+        process = threading.Thread(target=lambda: said.append(str(next(events(made)))))
+        assert next(events(made)) == IPv4Address(here)
+        process.start()
+        answer = wire.digest("itojun", CHALLENGE, " a b:c\udcff " + "x" * 70_000)
+        assert reader.readline() == f"tunnel itojun {answer} network udp=0\r\n".encode()
+        accepted.sendall(b"-ERR that will do\r\n")
         process.join()
+        assert "that will do" in said[-1]
+    finally:
+        made.end()
+        server.close()
+        accepted.close()
+        reader.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_server_that_is_not_there_is_told(again: bool) -> None:
+    """By the first process, and by one that has taken its place."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here, port = server.getsockname()
+    made = Speaker(None, said.append, said.append)
+    try:
+        if again:
+            made.end()
+        made.login(Request(IPv4Address(here), port, "itojun", "host", False, None, None, False), "")
+        assert list(events(made)) == [wire.Lost("Connection refused")]
+    finally:
+        made.end()

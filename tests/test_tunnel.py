@@ -15,6 +15,7 @@ from tests.running import (
     FAR,
     ROOT,
     SERVER,
+    Program,
     Talker,
     login,
     ping,
@@ -239,9 +240,13 @@ def test_a_fib_of_its_own(net: Internet) -> None:
             assert "default" not in net.client.run([*table, "0"]).stdout
             assert client.end() == 0
         assert difference(before, net.client.snapshot()) == []
-        with login(net.client, "-t", "host", "-F", "7") as client:
+        with (
+            net.router.capture("eth0", "tcp") as capture,
+            login(net.client, "-l", "-t", "host", "-F", "7") as client,
+        ):
             assert client.status() == 1
-            client.wait_for("invalid fib number: 7")
+            client.wait_for(r"-F: 7: no such FIB; this host has 2 \(sysctl net.fibs\)")
+            assert capture.packets == []
         assert difference(before, net.client.snapshot()) == []
 
 
@@ -296,13 +301,19 @@ def test_behind_a_nat(release: str, enclosed: None) -> None:
 
 
 @pytest.mark.hazard(33)
-def test_a_plain_jail_is_told_before_anything_is_sent(net: Internet) -> None:
+@pytest.mark.parametrize("words", [(), ("-l",), ("-D",), ("-i", "gif7")])
+def test_a_plain_jail_is_told_before_anything_is_said(
+    net: Internet, words: tuple[str, ...]
+) -> None:
+    """As a daemon, and with options that name something here, before anything is sent at all."""
     net.client.write("/run/freebsd/jail", "plain")
-    with net.router.capture("eth0", "tcp") as capture, login(net.client) as client:
-        assert client.status() == 77
-        [line] = [line for line in client.lines if not line.startswith("dtcpc: # ")]
-        assert "this jail has no network stack of its own" in line
-        assert capture.packets == []
+    with serve(net) as server, net.router.capture("eth0", "tcp") as capture:
+        with Program(net.client, "dtcpc", *words, "-u", "itojun", SERVER) as client:
+            assert client.status() == 77
+            assert "this jail has no network stack of its own" in client.lines[-1]
+        assert not [line for line in server.lines if "itojun" in line]
+        if "-D" in words or "-i" in words:
+            assert capture.packets == []
 
 
 @pytest.mark.parametrize("jail", ["", "vnet"])

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.knowing import Client
 from tests.trust import Figure
 
 USERS = {"itojun": "correct horse", "jun": "x:y"}
@@ -30,7 +31,7 @@ class Connection:
     """One connection: both ends, and what is on its way between them."""
 
     def __init__(self, user: str, password: str, udp: int | None, challenge: str, now: float):
-        self.client = wire.Client(user, password, "host", now, udp=udp)
+        self.client = Client(user, password, "host", now, udp=udp)
         self.session = wire.Session("dtcps", challenge, USERS.get, now)
         self.knows = USERS[user] == password
         self.up, self.down = bytearray(), bytearray()

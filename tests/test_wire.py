@@ -8,9 +8,11 @@ from ipaddress import IPv4Address
 
 import pytest
 from dtcp import grant, wire
-from dtcp.wire import Asked, Client, Ended, Granted, LineBuffer, Lost, ProtocolError, Refused
+from dtcp.wire import Asked, Ended, Granted, LineBuffer, Lost, ProtocolError, Refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.knowing import Client
 
 USER, PASSWORD = "foo", "bar"
 CHALLENGE = "0B1517C87D516A5FA65BED722D51A04F"
@@ -167,6 +169,42 @@ def up(now: float = 0) -> Client:
     assert feed(client, GRANT, now=now) == [Granted(["203.0.113.7", "192.0.2.1"])]
     client.take()
     return client
+
+
+def test_a_client_without_a_password_asks_for_the_answer_to_its_challenge() -> None:
+    client = wire.Client(USER, "host", 0)
+    assert client.receive(GREETING, 0) == [wire.Challenged("0B1517C87D516A5FA65BED722D51A04F")]
+    assert client.take() == b""
+    client.answer(DIGEST)
+    assert client.take() == f"tunnel {USER} {DIGEST} host\r\n".encode()
+    client.answer(DIGEST)
+    assert client.take() == b""
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_greeting_may_be_taken_back_while_the_answer_is_made(late: bool) -> None:
+    client = wire.Client(USER, "host", 0)
+    assert len(client.receive(GREETING + b"-E" * (not late), 0)) == 1
+    if not late:
+        client.answer(DIGEST)
+    said = b"-ERR no more\r\n" if late else b"RR no more\r\n"
+    assert client.receive(said, 0) == [Refused("no more", at_greeting=True)]
+    client.answer(DIGEST)
+    assert client.take() == b""
+
+
+@pytest.mark.hazard(6)
+@pytest.mark.parametrize("more", [b"+OK 203.0.113.7 192.0.2.1\r\n", b"what\r\n"])
+def test_nothing_else_may_come_while_the_answer_is_made(more: bytes) -> None:
+    client = wire.Client(USER, "host", 0)
+    client.receive(GREETING, 0)
+    with pytest.raises(ProtocolError):
+        client.receive(more, 0)
+    client = wire.Client(USER, "host", 0)
+    client.receive(GREETING, 0)
+    client.receive(more[:1], 0)
+    with pytest.raises(ProtocolError, match="unexpected data before the login"):
+        client.answer(DIGEST)
 
 
 def test_the_digest_is_the_one_that_kames_server_computes() -> None:

@@ -1,11 +1,11 @@
 """Speaks DTCP with the server, in a process that may do nothing else.
 
-What a server says is parsed here, and not by root.  The client (`Speaker`) connects, and hands the
-socket over, with what is to be asked for.  The process it hands it to has no privileges, and no
-file open but that socket and the one to the client, room for no more than the next such socket,
-and can fork nothing.  It logs in, keeps the conversation alive, and tells the client what came of
-it, a line each.  The number is that of the login:
+What a server says is read here, and not by root.  The client (`Speaker`) says where to connect and
+what to ask for.  The process has no privileges and no file open but its two sockets, and can fork
+nothing.  It tells the client what comes of a login, a line each, with the number of the login:
 
+    1 connected 203.0.113.7                from this address of ours
+    1 challenge 0B1517C87D516A5FA65BED722D51A04F
     1 trace << +OK 0B1517C87D516A5FA65BED722D51A04F KAME tunnel server
     1 remark the server delegates no prefix
     1 granted 203.0.113.7 192.0.2.1 2001:db8:1::6 2001:db8:1::5
@@ -13,17 +13,20 @@ it, a line each.  The number is that of the login:
     1 refused busy, try again later        at the greeting
     1 denied authentication failed.        the login
     1 nonsense this is no DTCP server
-    1 lost no answer to two pings
-    1 gone                                 in answer to `quit`: the goodbye is said
+    1 alive                                as often as it pings
+    1 lost no answer to two pings          or that there is no connection, or not any more
 
-What it tells is believed as little as the server itself: a grant is taken only in the one spelling
-that it can have, and goes through all its checks again; an address through `ipaddress`; text ends
-in messages, made visible and capped; and a process that says too much is ended.
+The password stays with the client, which answers one challenge for each connection.  What the
+process tells is believed as little as the server itself: an address must be one of this host; a
+grant is taken only in the one spelling that it can have, and goes through all its checks again;
+text ends in messages, made visible and capped; and a process that says too much, or nothing for
+too long, is ended and replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -33,36 +36,44 @@ import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from dtcp import grant, wire
+from dtcp import grant, network, wire
 from dtcp.wire import Lost, Refused
 
+CONNECT_TIME = 10.0  # seconds for one address of the server
 QUIT_TIME = 2.0  # seconds that a server has for answering to our `quit`
 PATIENCE = 2.0  # seconds that we wait for the process beyond its own limits
+SILENCE = 110.0  # seconds without a word of it, though it should ping every minute
 ENDING_TIME = 1.0  # seconds that the process has for its end
 TOLD_AT_ONCE, TOLD_PER_SECOND = 500, 10  # lines that it may tell, and how many more with time
 LINE_LIMIT = 4 * wire.LINE_LIMIT  # of what is told: addresses may be longer than they came
 
 
 class Request(NamedTuple):
-    """What is to be asked for on a connection."""
+    """What is to be asked for, and of whom."""
 
-    own: IPv4Address  # the ends of the connection, as they were when it was made
     server: IPv4Address
+    tcp_port: int
     user: str
     type: str
     nat: bool  # the server may see us under another address
     port: int | None  # of ours, for a tunnel over UDP
     announced: int | None  # what the server is told of it
-    verbose: bool  # trace what keeps the conversation alive, too: that wakes both of us up
-    password: str
+    verbose: bool  # trace what keeps the conversation alive, too
 
 
-class Granted(NamedTuple):
-    """The login was accepted."""
+def _flag(word: str) -> bool:
+    return word == "True"
 
-    grant: grant.Grant
+
+def _port(word: str) -> int | None:
+    return None if word == "None" else int(word)
+
+
+# How each of its words is read.
+_READ: tuple[Callable[[str], Any], ...]
+_READ = (IPv4Address, int, str, str, _flag, _port, _port, _flag)
 
 
 class Nonsense(NamedTuple):
@@ -71,20 +82,19 @@ class Nonsense(NamedTuple):
     text: str
 
 
-class Gone(NamedTuple):
-    """The goodbye has been said."""
-
-
-Event = Granted | Refused | Lost | Nonsense | Gone | grant.BehindNat
+# Connected, from that address; granted; or the end of it.
+Event = IPv4Address | grant.Grant | grant.BehindNat | Refused | Lost | Nonsense
 
 
 class Speaker:
     """The client's end: one process, for one login after the other.
 
     `account` is the user and group that the process changes to; None: it stays who we are.
-    `trace` gets lines of the conversation, `remark` what is to be said about a grant.  The process
-    is forked early, before there is a password or anything else that it must not know.  If it dies,
-    another one takes its place for the next login, which is forked from what the client is by then.
+    `trace` gets lines of the conversation, `remark` what is to be said about a grant.
+
+    The first process is forked early, before there is a password or anything else that it must not
+    know: that costs no time.  If it dies or hangs, another one takes its place for the next login;
+    that one is a Python started anew, so that it has nothing of what root's memory holds by then.
     """
 
     def __init__(
@@ -96,56 +106,57 @@ class Speaker:
         self._account, self._trace, self._remark = account, trace, remark
         self._number = 0  # of the last login
         self._request: Request
-        self._begun = 0.0
+        self._password = ""
+        self._own: IPv4Address  # our end of the connection
+        self._stage = "over"  # -> connecting -> greeting -> login -> up -> over
         self._may_tell, self._may_tell_at = float(TOLD_AT_ONCE), 0.0
-        self._quitting = False
-        self._waiting = False  # for what comes of a login
-        self._listening = False  # for what comes of the conversation, its end included
-        self._fork()
+        self.deadline = float("inf")  # when `event` must be called, by the monotonic clock
+        self._socket: socket.socket | None = None
+        self._start()
 
-    def _fork(self) -> None:
+    def _start(self) -> None:
+        """Have a new process.  Raises OSError."""
         self._lines = wire.LineBuffer(LINE_LIMIT)
-        ours, its = socket.socketpair()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _run(its, self._account)
-        its.close()
-        ours.setblocking(False)
-        self._socket: socket.socket | None = ours
+        self._socket, its = socket.socketpair()
+        self._socket.setblocking(False)
+        with its:
+            if self._number == 0:
+                self.pid = os.fork()
+                if self.pid == 0:
+                    _run(its, self._account)
+            else:
+                library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+                words = [sys.executable, "-ISBc", _AGAIN, library, *map(str, self._account or ())]
+                as_input = (os.POSIX_SPAWN_DUP2, its.fileno(), 0)
+                self.pid = os.posix_spawn(words[0], words, {}, file_actions=[as_input])
 
     def fileno(self) -> int:
         """Becomes readable when there is something to be told (-1: not any more)."""
         return self._socket.fileno() if self._socket is not None else -1
 
-    @property
-    def deadline(self) -> float:
-        """When `event` must be called at the latest, by the monotonic clock."""
-        limit = wire.LOGIN_TIME + PATIENCE
-        return self._begun + limit if self._waiting else float("inf")
-
-    def login(self, sock: socket.socket, request: Request) -> None:
-        """Have it log in on a connected socket, which is its own from now on."""
-        if self._socket is None:  # whatever befell it: the tunnel has to come back
-            self._fork()
-        assert self._socket is not None
+    def login(self, request: Request, password: str) -> None:
+        """Have it connect and log in.  What went before is over.  Raises OSError."""
         self._number += 1
-        self._request = request
-        self._begun = self._may_tell_at = time.monotonic()
-        self._may_tell = float(TOLD_AT_ONCE)
-        self._quitting = False
-        self._waiting = self._listening = True
-        with sock:
-            self._say(_packed(self._number, request), sock.fileno())
+        self._request, self._password = request, password
+        if self._socket is None:  # whatever befell it: the tunnel has to come back
+            self._start()
+        self._may_tell, self._may_tell_at = float(TOLD_AT_ONCE), time.monotonic()
+        self._go_on("connecting", CONNECT_TIME + PATIENCE)
+        self._say(" ".join(map(str, ("login", self._number, *request))))
+
+    def _go_on(self, stage: str, limit: float = float("inf")) -> None:
+        """Begin a stage, in which it must say something within that many seconds."""
+        self._stage = stage
+        self.deadline = time.monotonic() + limit
 
     def quit(self) -> None:
-        """Have it say goodbye: `Gone` comes when that has been heard, or has taken too long."""
-        self._quitting = True
-        self._say(b"quit\n")
+        """Have it say goodbye: `Lost` comes when that has been heard, or has taken too long."""
+        self._say("quit")
 
     def leave(self) -> None:
-        """Have it say goodbye, and wait for nothing."""
-        self._waiting = self._listening = False
-        self._say(b"leave\n")
+        """Have it say goodbye, and hear no more of it."""
+        self._go_on("over")
+        self._say("quit")
 
     def end(self) -> None:
         """End the process, and see it gone."""
@@ -161,45 +172,35 @@ class Speaker:
                     break
         self._close()
 
-    def _say(self, line: bytes, *descriptors: int) -> None:
-        if self._socket is None:
-            return
-        self._socket.settimeout(PATIENCE)
-        with contextlib.suppress(OSError):  # `event` tells when it has died, or hangs
-            sent = socket.send_fds(self._socket, [line], descriptors)
-            self._socket.sendall(line[sent:])
-        self._socket.setblocking(False)
+    def _say(self, line: str) -> None:
+        if self._socket is not None:
+            # Lines are few and short: one that does not fit means that it hangs, or has died, and
+            # `event` tells that.
+            with contextlib.suppress(OSError):
+                self._socket.send(f"{line}\n".encode())
 
     def _close(self) -> None:
         """Have done with the process."""
         if self._socket is None:
             return
-        holds = self._holds(self._socket)
+        holds = True
+        try:
+            self._socket.setblocking(False)
+            self._socket.send(b"\n")
+        except BlockingIOError:
+            pass
+        except OSError:
+            holds = False
         self._socket.close()
         self._socket = None
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-                    os.kill(self.pid, signal.SIGKILL)
-                    os.waitpid(self.pid, 0)
-            except ChildProcessError:
-                # A daemon's is a child of init(8), which knows whether the number is still its own;
-                # what holds its end of the sockets lives.
-                if holds:
-                    os.kill(self.pid, signal.SIGKILL)
-
-    def _holds(self, sock: socket.socket) -> bool:
-        """Whether the process holds its end of the sockets, so that it surely lives."""
-        sock.setblocking(False)
-        for _ in range(64):  # one that does not come to an end lives, too
-            try:
-                if not sock.recv(65536):
-                    return False
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-        return True
+        # A daemon's first process is a child of init(8), which knows whether the number is still
+        # its own; what holds its end of the sockets lives.
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            if holds or os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                os.kill(self.pid, signal.SIGKILL)
+            end = time.monotonic() + ENDING_TIME
+            while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < end:
+                time.sleep(0.005)
 
     def event(self) -> Event | None:
         """The next thing that it has told about the last login, or that time has brought; or None.
@@ -211,20 +212,33 @@ class Speaker:
             while (line := self._lines.next_line()) is not None:
                 self._allow()
                 number, word, text = (*line.split(" ", 2), "", "")[:3]
-                if number == str(self._number):  # not of a login that is over
+                # Not of a login that is over.
+                if number == str(self._number) and self._stage != "over":
                     event = self._event(word, text)
                     if event is not None:
                         return event
         except (wire.ProtocolError, grant.GrantError, ValueError) as error:
             self._lines = wire.LineBuffer(LINE_LIMIT)
             self._close()
-            return Nonsense(f"the process that speaks with it told nonsense: {error}")
-        if self._socket is None and self._listening:
-            return self._lost("the process that speaks with it has died")
+            return self._over(Nonsense(f"the process that speaks with it told nonsense: {error}"))
+        if self._socket is None and self._stage != "over":
+            return self._over(Lost("the process that speaks with it has died"))
         if time.monotonic() >= self.deadline:
             self._close()
-            return self._lost("no answer from the process that speaks with it")
+            return self._over(Lost("no answer from the process that speaks with it"))
         return None
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(4096) if self._socket is not None else b""
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._lines.feed(data)
+        else:
+            self._close()
 
     def _allow(self) -> None:
         """Count a line that it has told.  Raises ValueError when there are too many."""
@@ -235,87 +249,65 @@ class Speaker:
         if self._may_tell < 0:
             raise ValueError("too much of it")
 
-    def _read(self) -> None:
-        if self._socket is None:
-            return
-        with contextlib.suppress(BlockingIOError):
-            try:
-                data = self._socket.recv(4096)
-            except ConnectionError:
-                data = b""
-            if data:
-                self._lines.feed(data)
-            else:
-                self._close()
-
-    def _lost(self, reason: str) -> Lost:
-        self._listening = self._waiting = False
-        return Lost(reason)
+    def _over(self, event: Event) -> Event:
+        self._go_on("over")
+        return event
 
     def _event(self, word: str, text: str) -> Event | None:
         shown = wire.visible(text)
-        if word == "trace":
-            self._trace(shown)
-            return None
-        if word == "gone" and self._quitting:
-            return Gone()
-        if word == "lost":
-            return self._lost(shown)
-        if word == "nonsense":
-            return Nonsense(shown)
-        if not self._waiting:
-            raise ValueError(f"{word!a} out of place")
-        if word == "remark":
-            self._remark(shown)
-            return None
-        self._waiting = False
-        if word in ("refused", "denied"):
-            return Refused(shown, at_greeting=word == "refused")
-        request = self._request
-        if word == "nat":
-            return grant.BehindNat(request.own, IPv4Address(text), udp=request.port is not None)
-        if word == "granted":
-            found = grant.accept(
-                text, request.type, own=request.own, server=request.server, port=request.port
-            )
-            return Granted(found)
-        raise ValueError(f"what is {word!a}?")
-
-
-def _packed(number: int, request: Request) -> bytes:
-    """A login as a line; the password, which may hold blanks, comes last."""
-    return f"login {number} {' '.join(map(str, request))}\n".encode("utf-8", "surrogateescape")
-
-
-def _unpacked(line: str) -> tuple[int, Request]:
-    _, number, own, server, user, kind, nat, port, announced, verbose, password = line.split(
-        " ", 10
-    )
-    request = Request(
-        IPv4Address(own),
-        IPv4Address(server),
-        user,
-        kind,
-        nat == "True",
-        _port(port),
-        _port(announced),
-        verbose == "True",
-        password,
-    )
-    return int(number), request
-
-
-def _port(word: str) -> int | None:
-    return None if word == "None" else int(word)
+        if self._stage == "up":
+            self._go_on("up", SILENCE)
+        match self._stage, word:
+            case _, "trace":
+                self._trace(shown)
+            case "login", "remark":
+                self._remark(shown)
+            case "up", "alive":
+                pass
+            case "connecting", "connected":
+                self._own = IPv4Address(text)
+                if not network.is_here(self._own):
+                    raise ValueError(f"{self._own} is no address of this host")
+                self._go_on("greeting", wire.LOGIN_TIME + PATIENCE)
+                return self._own
+            case "greeting", "challenge":
+                if not wire.is_challenge(text):
+                    raise ValueError(f"{shown!a} is no challenge")
+                self._stage = "login"
+                digest = wire.digest(self._request.user, text, self._password)
+                self._say(f"digest {self._number} {digest}")
+            case "greeting" | "login", "refused" | "denied":
+                return self._over(Refused(shown, at_greeting=word == "refused"))
+            case "login", "nat":
+                udp = self._request.port is not None
+                return self._over(grant.BehindNat(self._own, IPv4Address(text), udp=udp))
+            case "login", "granted":
+                asked, own = self._request, self._own
+                self._go_on("up", SILENCE)
+                return grant.accept(text, asked.type, own=own, server=asked.server, port=asked.port)
+            case _, "lost":
+                return self._over(Lost(shown))
+            case _, "nonsense":
+                return self._over(Nonsense(shown))
+            case _:
+                raise ValueError(f"{word!a} out of place")
+        return None
 
 
 # --- the process ------------------------------------------------------------------------------
+
+# What a Python that is started anew runs: this module, found where the client's own is.
+_AGAIN = """\
+import socket, sys
+sys.path.insert(0, sys.argv[1])
+from dtcp import speaker
+speaker._run(socket.socket(fileno=0), tuple(map(int, sys.argv[2:])) or None)
+"""
 
 
 def _run(client: socket.socket, account: tuple[int, int] | None) -> NoReturn:
     """What the process does; it never returns."""
     try:
-        wire.digest("", "", "")  # imports what can be opened now only
         _give_up_privileges(client, account)
         _Conversations(socket.socket(fileno=0)).run()
     finally:
@@ -337,14 +329,10 @@ def _give_up_privileges(client: socket.socket, account: tuple[int, int] | None) 
         os.setgroups([])
         os.setgid(group)
         os.setuid(user)
-    # Room for the server's socket, and for the next one while that is still open.
-    for what, most in (
-        (resource.RLIMIT_NOFILE, 3),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(what, (most, most))
+    # Room for the server's socket, and one more.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    for what in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(what, (0, 0))
 
 
 class _Conversations:
@@ -353,10 +341,10 @@ class _Conversations:
     def __init__(self, client: socket.socket) -> None:
         self._client = client
         self._asked = b""  # what the client says, as far as it has been read
-        self._next: socket.socket | None = None  # the server's, until its login is read
         self._server: socket.socket | None = None
         self._number = 0
         self._request: Request
+        self._connect_by = 0.0  # 0: it is connected
         self._dtcp: wire.Client
         self._unsent = b""
         self._up = False
@@ -364,114 +352,126 @@ class _Conversations:
 
     def run(self) -> None:
         """Until the client ends."""
-        try:
-            self._run()
-        except Exception as error:  # nobody else would hear of it
-            self._tell("lost", f"internal error: {error!r}")
-
-    def _run(self) -> None:
         while True:
             readers: list[socket.socket] = [self._client]
             writers: list[socket.socket] = []
             timeout = None
             if self._server is not None:
-                readers.append(self._server)
-                writers += [self._server] if self._unsent else []
-                timeout = max(0.0, (self._quit_at or self._dtcp.deadline) - time.monotonic())
-            ready, _, _ = select.select(readers, writers, [], timeout)
-            if self._client in ready and not self._hear_client():
-                return
-            if self._server is not None:
-                self._go_on(self._server in ready)
+                readers += [self._server] if not self._connect_by else []
+                writers += [self._server] if self._connect_by or self._unsent else []
+                due = self._connect_by or self._quit_at or self._dtcp.deadline
+                timeout = max(0.0, due - time.monotonic())
+            ready, writable, _ = select.select(readers, writers, [], timeout)
+            try:
+                if self._client in ready and not self._hear_client():
+                    return
+                if self._server is not None and self._connect_by:
+                    self._look_at_connection(self._server, self._server in writable)
+                elif self._server is not None:
+                    self._go_on(self._server, self._server in ready)
+            except wire.ProtocolError as error:
+                self._over("nonsense", str(error))
+            except Exception as error:  # nobody else would hear of it
+                self._over("lost", f"internal error: {error!r}")
 
     def _hear_client(self) -> bool:
         """Do what the client says.  False: it has ended."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._client, 4096, 1)
+            data = self._client.recv(4096)
         except OSError:
-            data, descriptors = b"", []
+            data = b""
         if not data:
             self._leave()
             return False
-        for descriptor in descriptors:
-            self._next = socket.socket(fileno=descriptor)
         *lines, self._asked = (self._asked + data).split(b"\n")
         for line in lines:
-            if line == b"leave":
-                self._leave()
-            elif line == b"quit" and self._server is None:
-                self._tell("gone")
-            elif line == b"quit":
-                self._dtcp.quit()
-                self._quit_at = time.monotonic() + QUIT_TIME
-            else:
-                self._login(line.decode("utf-8", "surrogateescape"))
+            match line.decode().split(" "):
+                case ["login", *words]:
+                    self._login(*words)
+                case ["digest", number, answer]:
+                    if number == str(self._number) and self._server and not self._connect_by:
+                        self._dtcp.answer(answer)
+                case ["quit"] if self._server is None or self._connect_by:
+                    self._over("lost", "not connected")
+                case ["quit"]:
+                    self._dtcp.quit()
+                    self._flush()
+                    self._quit_at = time.monotonic() + QUIT_TIME
         return True
 
-    def _login(self, line: str) -> None:
+    def _login(self, number: str, *words: str) -> None:
+        """Begin to connect."""
         self._leave()
-        assert self._next is not None
-        self._server, self._next = self._next, None
-        self._server.setblocking(False)
-        self._number, request = _unpacked(line)
-        self._request = request
+        self._number = int(number)
+        self._request = Request(*(read(word) for read, word in zip(_READ, words, strict=True)))
         self._unsent, self._up, self._quit_at = b"", False, 0.0
-        self._dtcp = wire.Client(
-            request.user,
-            request.password,
-            request.type,
-            time.monotonic(),
-            udp=request.announced,
-            trace=self._traced,
-        )
+        self._connect_by = time.monotonic() + CONNECT_TIME
+        self._server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._server.setblocking(False)
+        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        error = self._server.connect_ex((str(self._request.server), self._request.tcp_port))
+        if error not in (0, errno.EINPROGRESS):
+            self._over("lost", os.strerror(error))
+
+    def _look_at_connection(self, server: socket.socket, ready: bool) -> None:
+        """See what has become of connect(2), and begin to speak."""
+        now = time.monotonic()
+        error = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if ready else 0
+        if not ready and now >= self._connect_by:
+            error = errno.ETIMEDOUT
+        if error:
+            self._over("lost", os.strerror(error))
+        elif ready:
+            self._connect_by = 0.0
+            self._own = IPv4Address(server.getsockname()[0])
+            self._tell("connected", str(self._own))
+            asked = self._request
+            self._dtcp = wire.Client(
+                asked.user, asked.type, now, udp=asked.announced, trace=self._traced
+            )
 
     def _traced(self, line: str) -> None:
         if self._request.verbose or not self._up:
             self._tell("trace", line)
 
-    def _go_on(self, readable: bool) -> None:
+    def _go_on(self, server: socket.socket, readable: bool) -> None:
         """Hear the server, look at the clock, and say what is to be said."""
-        assert self._server is not None
         now = time.monotonic()
         events: list[wire.ClientEvent] = []
         if readable:
             try:
-                data = self._server.recv(4096)
+                data = server.recv(4096)
                 # Behind our goodbye: one line, or the end, whatever it says.  KAME's server does
                 # not always close.
                 events = self._dtcp.receive(data, now) if not self._quit_at else [Lost("")]
             except BlockingIOError:
                 pass
-            except wire.ProtocolError as error:
-                self._over("nonsense", str(error))
-                return
             except OSError as error:
                 events = [Lost(error.strerror or "the connection broke")]
         if self._quit_at:
             self._flush()
             if events or now >= self._quit_at:
-                self._over("gone")
+                self._over("lost", "the goodbye is said")
             return
         events += self._dtcp.tick(now)
-        self._flush()
+        if self._flush() and self._up:
+            self._tell("alive")
         for event in events:
-            if isinstance(event, wire.Granted):
-                self._granted(event.words)
-            elif isinstance(event, Refused):
-                self._over("refused" if event.at_greeting else "denied", event.text)
-            else:
-                self._over("lost", event.reason)
+            match event:
+                case wire.Challenged(challenge):
+                    self._tell("challenge", challenge)
+                case wire.Granted(words):
+                    self._granted(words)
+                case Refused(text, at_greeting):
+                    self._over("refused" if at_greeting else "denied", text)
+                case Lost(reason):
+                    self._over("lost", reason)
 
     def _granted(self, words: list[str]) -> None:
-        request = self._request
+        asked, own = self._request, self._own
         try:
             granted, remarks = grant.parse(
-                words,
-                request.type,
-                own=request.own,
-                server=request.server,
-                nat=request.nat,
-                port=request.port,
+                words, asked.type, own=own, server=asked.server, nat=asked.nat, port=asked.port
             )
         except grant.GrantError as error:
             self._over("nonsense", f"the server's grant makes no sense: {error}")
@@ -488,9 +488,11 @@ class _Conversations:
         with contextlib.suppress(OSError):  # the client has ended; we shall read that
             self._client.sendall(f"{line}\n".encode("ascii", "replace"))
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Send what is to be sent, as far as that goes.  Whether there was anything new."""
         assert self._server is not None
-        self._unsent += self._dtcp.take()
+        new = self._dtcp.take()
+        self._unsent += new
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._server.send(self._unsent) :]
@@ -498,6 +500,7 @@ class _Conversations:
             pass
         except OSError:
             self._unsent = b""  # reading will tell what happened
+        return bool(new)
 
     def _over(self, *words: str) -> None:
         """The conversation is over: close it, and tell."""
@@ -507,7 +510,7 @@ class _Conversations:
     def _leave(self) -> None:
         """Close the connection, with a goodbye that nobody waits for."""
         if self._server is not None:
-            if not self._quit_at:
+            if not (self._quit_at or self._connect_by):
                 self._dtcp.quit()
                 self._flush()
             self._server.close()

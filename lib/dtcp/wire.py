@@ -156,14 +156,19 @@ def parse_reply(line: str) -> Reply:
     raise ProtocolError(f'neither +OK nor -ERR: "{visible(line)}"')
 
 
-def challenge_of(greeting: Reply) -> str:
-    """The challenge of a greeting, as it came.
+def is_challenge(word: str) -> bool:
+    """Whether a word is a challenge: 32 hexadecimal digits and nothing else.
 
-    32 hexadecimal digits and nothing else: with a challenge of its own choosing a false server
-    could learn the password's first letters (CVE-2007-1558, for APOP).
+    With one of its own choosing a false server could learn the password's first letters
+    (CVE-2007-1558, for APOP).
     """
+    return _CHALLENGE.fullmatch(word) is not None
+
+
+def challenge_of(greeting: Reply) -> str:
+    """The challenge of a greeting, as it came.  Raises ProtocolError."""
     word = greeting.text.split(" ")[0]
-    if not _CHALLENGE.fullmatch(word):
+    if not is_challenge(word):
         raise ProtocolError(f'no challenge in the greeting: "{visible(greeting.text)}"')
     return word
 
@@ -186,6 +191,12 @@ def _not_dtcp(start: bytes) -> ProtocolError:
 
 
 # --- the client's end -------------------------------------------------------------------------
+
+
+class Challenged(NamedTuple):
+    """The server greets us with this challenge, 32 hexadecimal digits: `answer` it."""
+
+    challenge: str
 
 
 class Granted(NamedTuple):
@@ -213,7 +224,7 @@ class Lost(NamedTuple):
     reason: str
 
 
-ClientEvent = Granted | Refused | Lost
+ClientEvent = Challenged | Granted | Refused | Lost
 
 
 def _no_trace(line: str) -> None:
@@ -223,26 +234,27 @@ def _no_trace(line: str) -> None:
 class Client:
     """The client's end of one connection.
 
-    `trace` gets every line as it goes (`>> `) or comes (`<< `), the digest masked.  `udp` asks for
-    a tunnel over UDP, from that port of ours; 0: from whatever port a NAT makes of it.
+    It never has the password: whoever has that answers the one `Challenged`.  `trace` gets every
+    line as it goes (`>> `) or comes (`<< `), the digest masked.  `udp` asks for a tunnel over UDP,
+    from that port of ours; 0: from whatever port a NAT makes of it.
     """
 
     def __init__(
         self,
         user: str,
-        password: str,
         tunnel_type: str,
         now: float,
         *,
         udp: int | None = None,
         trace: Callable[[str], None] = _no_trace,
     ) -> None:
-        self._user, self._password, self._type = user, password, tunnel_type
+        self._user, self._type = user, tunnel_type
         self._udp = udp
         self._trace = trace
         self._lines = LineBuffer()
         self._out = bytearray()
-        self._state = "greeting"  # -> login (-> login without udp) -> up -> over
+        # greeting -> challenged -> login (-> login without udp) -> up -> over
+        self._state = "greeting"
         self._digest = ""
         self._unanswered = 0  # pings sent and not answered yet
         self._silent = 0  # pings sent since the last answer, which may be to an earlier one
@@ -277,13 +289,14 @@ class Client:
         if self._state == "greeting":
             if not reply.ok:
                 return self._over(Refused(visible(reply.text), at_greeting=True))
-            self._digest = digest(self._user, challenge_of(reply), self._password)
-            if self._is_taken_back("before the login"):
-                return None
-            udp = "" if self._udp is None else f" udp={self._udp}"
-            self._send(f"tunnel {self._user} {self._digest} {self._type}{udp}")
-            self._state = "login"
-            return None
+            challenge = challenge_of(reply)
+            self._is_taken_back("before the login")
+            self._state = "challenged"
+            return Challenged(challenge)
+        if self._state == "challenged":
+            if reply.ok:
+                raise ProtocolError("unexpected data before the login")
+            return self._over(Refused(visible(reply.text), at_greeting=True))
         if self._state == "login" and not reply.ok and self._udp is not None:
             # A server that does not know our extension counts five words instead of four, and says
             # what it says to a wrong password (KAME's).  With four words it tells which it was.
@@ -315,6 +328,17 @@ class Client:
         self.deadline = now + PING_INTERVAL
         return None
 
+    def answer(self, digest: str) -> None:
+        """Log in with the answer to the challenge (see `digest`).  Raises ProtocolError."""
+        if self._state != "challenged":
+            return  # the server has taken its greeting back
+        self._digest = digest
+        if self._is_taken_back("before the login"):
+            return
+        udp = "" if self._udp is None else f" udp={self._udp}"
+        self._send(f"tunnel {self._user} {self._digest} {self._type}{udp}")
+        self._state = "login"
+
     def tick(self, now: float) -> list[ClientEvent]:
         """What comes of the time; call it whenever `deadline` has passed."""
         if now < self.deadline or self._state == "over":
@@ -331,8 +355,8 @@ class Client:
         return []
 
     def quit(self) -> None:
-        """Say goodbye, if there is somebody to say it to: who never greeted us hears nothing."""
-        if self._state not in ("greeting", "over"):
+        """Say goodbye, if we have said anything before."""
+        if self._state not in ("greeting", "challenged", "over"):
             self._send("quit")
         self._state = "over"
 
