@@ -1202,6 +1202,12 @@ class Connection:
                 spokesman.login(request, secret)
                 meanwhile()
                 failure = connection._reach()
+            except OSError as error:
+                raise Failure(
+                    "the process that speaks with the server cannot be started:"
+                    f" {sys.executable}: {error.strerror}",
+                    TRY_AGAIN,
+                ) from None
             except BaseException:
                 spokesman.leave()
                 raise

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -406,6 +407,23 @@ def test_a_request_arrives_as_it_was_and_the_password_never() -> None:
         server.close()
         accepted.close()
         reader.close()
+
+
+def test_a_python_that_has_gone_is_told_and_one_that_is_back_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As while a package is upgraded."""
+    made = Speaker(None, said.append, said.append)
+    request = Request(OWN, 1, "itojun", "host", False, None, None, False)
+    made.end()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "python"))
+        with pytest.raises(FileNotFoundError):
+            made.login(request, "")
+        assert made.event() is None
+    made.login(request, "")
+    assert list(events(made)) == [wire.Lost("Connection refused")]
+    made.end()
 
 
 @pytest.mark.parametrize("again", [False, True])
