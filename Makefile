@@ -39,7 +39,7 @@ BYTECODE=	cpython-${PYTHON_SUFFIX}.pyc
 # What is installed, a word each; a new program, module, page or document needs no more.
 PROGRAMS=	dtcpauth dtcpc dtcps
 LIBRARY=	__init__ cli daemon grant inquiries lean ledger limits network password plan pools report \
-		settings speaker store system timers wire
+		run settings shell speaker store system timers wire
 RC_SCRIPTS=	dtcpc dtcps
 MANUALS=	dtcpc.auth.5 dtcps.conf.5 dtcpauth.8 dtcpc.8 dtcps.8
 DOCUMENTS=	jails.md migration.md server.md trust.md udp.md

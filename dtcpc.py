@@ -29,7 +29,7 @@ _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
     sys.path.insert(0, _lib)
 
-from dtcp import __version__, cli, daemon, grant, password, plan, speaker, system, wire  # noqa: E402
+from dtcp import __version__, cli, daemon, grant, password, plan, run, speaker, system, wire  # noqa: E402
 from dtcp.cli import FAILED, NOT_ALLOWED, OK, TRY_AGAIN, Parser, in_range  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
 from dtcp.network import is_here, own_address  # noqa: E402
@@ -436,7 +436,7 @@ class Client:
         self._log = log
         self._speaker = spokesman
         self._ledger = ledger
-        self._system = system.System(log.command, ledger, within=system.Shell())
+        self._system = system.System(log.command, run.run, ledger)
         self._signals: daemon.Signals
         self._wanted = plan.Options(
             interface=options.interface,
@@ -800,7 +800,6 @@ class Client:
 
     def _keep(self, connection: Connection) -> NoReturn:
         """Keep the tunnel until there is a reason not to.  Ends by Failure or Stopped."""
-        self._system.rest()
         self._watch()
         heart = None
         if self._options.udp and self._granted is not None:
@@ -927,8 +926,6 @@ class Client:
     def _rest(self, seconds: float) -> None:
         """Wait for the next attempt; a change of the network or SIGHUP is a reason to go now."""
         self._watch()
-        if seconds > 0:
-            self._system.rest()
         end = time.monotonic() + seconds
         before = self._address_before
         while (left := end - time.monotonic()) > 0:
@@ -965,7 +962,6 @@ class Client:
         self._stop_monitor()
         had_tunnel = bool(self._system.done)
         failures = self._system.down()
-        self._system.rest()
         for failure in failures:
             self._log.error(f"could not be undone: {failure}")
         self._is_down()

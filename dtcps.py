@@ -54,6 +54,7 @@ from dtcp.limits import Penalties, Quiet  # noqa: E402
 from dtcp.plan import Interface  # noqa: E402
 from dtcp.pools import Pool  # noqa: E402
 from dtcp.settings import Settings  # noqa: E402
+from dtcp.shell import Shell  # noqa: E402
 from dtcp.store import Store, Tunnel, User  # noqa: E402
 from dtcp.timers import Timers  # noqa: E402
 
@@ -252,13 +253,14 @@ class Server:
         self._signals: daemon.Signals
         self._workers = concurrent.futures.ThreadPoolExecutor(WORKERS, "command")
         self._looker = concurrent.futures.ThreadPoolExecutor(1, "look")  # behind no login
-        self._look_shell = system.Shell()
-        self._shells: queue.SimpleQueue[system.Shell] = queue.SimpleQueue()
+        self._shell = Shell()  # of the main thread, at the start, the end, and in between
+        self._look_shell = Shell()
+        self._shells: queue.SimpleQueue[Shell] = queue.SimpleQueue()
         self._own = threading.local()  # of a worker: the shell that it has at the moment
         self._done: deque[tuple[Peer | None, Finish]] = deque()
         self._stopping = False
         self._restarting = False
-        self._unreachable = system.System(log.command)
+        self._unreachable = system.System(log.command, self._shell.run)
         self._counts = report.Counts(time.time())
         self._next_look = math.inf  # at the sockets of tunnels over UDP
         self._look_interval = LOOK_INTERVAL
@@ -300,7 +302,10 @@ class Server:
 
         Tunnels that still stand wait for their clients to come back, the rest is removed.
         """
-        host = system.System(self._log.command)
+        with contextlib.closing(self._shell):  # a daemon has another process, and so another one
+            self._recover(system.System(self._log.command, self._shell.run))
+
+    def _recover(self, host: system.System) -> None:
         fib = self._options.fib
         there = host.everything()
         with contextlib.closing(Store(self._settings.store)) as db:
@@ -407,7 +412,7 @@ class Server:
 
     def _begin(self, ready: Callable[[], None]) -> None:
         for _ in range(WORKERS):
-            shell = system.Shell()
+            shell = Shell()
             shell.start()
             self._shells.put(shell)
         self._inquiries.listen(self._local, over_http=False)
@@ -905,7 +910,7 @@ class Server:
 
     def _host(self) -> system.System:
         """What runs the commands of this worker."""
-        host = system.System(self._log.command, within=self._own.shell)
+        host = system.System(self._log.command, self._own.shell.run)
         if self._stopping:
             host.hurry()
         return host
@@ -1206,8 +1211,8 @@ class Server:
             metrics = None
             if after.metrics != before.metrics:
                 metrics = _metrics_socket(after)
-            host = system.System(self._log.command)
-            with contextlib.closing(Store(after.store)) as db:
+            host = system.System(self._log.command, self._shell.run)
+            with contextlib.closing(Store(after.store)) as db, contextlib.closing(self._shell):
                 if self._prefixes() or db.unreachable():
                     self._refuse_unused(db, host.routes(self._options.fib))
         except (

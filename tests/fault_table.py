@@ -5,8 +5,9 @@ a plan is run once as it should be, and each command that this took, looks inclu
 Then comes a run for each point and each fault, and after it the host must be as before.  On
 standard output: a line of JSON for each case that went wrong, and at last one with the counts.
 
-To be quick, the lab's commands run in the process that sh(1)'s namesake has forked, instead of in a
-Python of their own: their code is the same, and so is all of ours.
+A plan's commands run as its program runs them: the client's through `sh`, the server's in a sh(1)
+that is fed with lines.  To be quick, those of the client run in the process that `sh` has forked,
+instead of in a Python of their own: their code is the same, and so is all of ours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "lib")]
 
 import sh  # noqa: E402
-from dtcp import plan, system  # noqa: E402
+from dtcp import plan, run, shell, system  # noqa: E402
 from dtcp.grant import Grant  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
 from dtcp.plan import Delegation, Options  # noqa: E402
@@ -160,18 +161,36 @@ def _run(name: str, words: list[str]) -> NoReturn:
 
 
 PATH = str(ROOT / "lab/freebsd/bin")
+WITH_PYTHON = f"{PATH}:{os.path.dirname(sys.executable)}"  # for those that are not Forked
 MODULES = {name: importlib.import_module(f"lab.freebsd.{name}") for name in os.listdir(PATH)}
+
+
+@contextlib.contextmanager
+def way(case: Case) -> Iterator[run.Runner]:
+    """How the program that has this plan runs its commands."""
+    if case.server:
+        with contextlib.closing(shell.Shell()) as own:
+            yield own.run
+    else:
+        yield run.run
 
 
 class Runner:
     """A System whose commands are counted, and one of which goes wrong."""
 
-    def __init__(self, at: int, fault: str, tunnel: str | None = None, files: str = DIR) -> None:
+    def __init__(self, case: Case, at: int, fault: str, tunnel: str | None) -> None:
         self.ran: list[str] = []
-        self.ledger = Ledger(f"{files}/dtcpc.state")
-        self.system = system.System(self._about_to_run, self.ledger, tunnel)
+        self._open = contextlib.ExitStack()
+        self.ledger = Ledger(f"{DIR}/dtcpc.state")
+        self._open.callback(self.ledger.close)
+        own = self._open.enter_context(way(case))
+        self.system = system.System(self._about_to_run, own, self.ledger, tunnel)
+        self._server = case.server
         self._at, self._fault = at, fault
         self._limit_the_next()
+
+    def close(self) -> None:
+        self._open.close()
 
     def _limit_the_next(self) -> None:
         hangs = self._fault == "hang" and len(self.ran) == self._at
@@ -181,8 +200,11 @@ class Runner:
         global _fault
         due = len(self.ran) == self._at
         self.ran.append(line)
-        os.environ["PATH"] = "/nowhere" if due and self._fault == "missing" else PATH
+        os.environ["PATH"] = "/nowhere" if due and self._fault == "missing" else WITH_PYTHON
         _fault = self._fault if due else None
+        if self._server and due and self._fault != "missing":
+            rule = {"do": self._fault, "pid_file": PID_FILE}
+            Path(faults.FILE).write_text(json.dumps([rule]))
         self._limit_the_next()
 
     def clear(self) -> None:
@@ -190,7 +212,7 @@ class Runner:
         global _fault
         self._at, _fault = -1, None
         self._limit_the_next()
-        os.environ["PATH"] = PATH
+        os.environ["PATH"] = WITH_PYTHON
 
     @property
     def struck(self) -> str:
@@ -202,7 +224,7 @@ class Bench:
 
     def __init__(self, case: Case, name: str) -> None:
         self.case = case
-        host = system.System(lambda line: None)
+        host = system.System(lambda line: None, run.run)
         self.existing = host.interface("gif0") if name.startswith("-c") else None
         lan = [
             found
@@ -224,7 +246,7 @@ class Bench:
         self.before = state()
 
     def runner(self, at: int = -1, fault: str = "") -> Runner:
-        return Runner(at, fault, self.existing.name if self.existing else None)
+        return Runner(self.case, at, fault, self.existing.name if self.existing else None)
 
     def up(self, runner: Runner) -> None:
         runner.system.up(self.steps)
@@ -233,7 +255,8 @@ class Bench:
         """Take the interface away that -o leaves."""
         if self.case.options.keep:
             with contextlib.suppress(system.CommandFailed):  # it was never made
-                system.System(lambda line: None).run(("ifconfig", "gif0", "destroy"))
+                host = system.System(lambda line: None, run.run)
+                host.run(("ifconfig", "gif0", "destroy"))
 
 
 def state() -> dict[str, object]:
@@ -257,6 +280,8 @@ def state() -> dict[str, object]:
         try:
             if os.readlink(f"/proc/{pid}/ns/net") == net and int(pid) != os.getpid():
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                if words[3:4] == ["dtcp"]:
+                    del words[4:]  # the shell's mark, which no other has
                 # Which Python it is does not matter, and the numbers are of descriptors.
                 processes.append(" ".join(word for word in words[1:] if not word.isdecimal()))
         except OSError:
@@ -310,7 +335,7 @@ def cases(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
         yield "to and fro", partial(settled, is_up)
     taken = len(clean.ran)
     failures = clean.system.down()
-    clean.ledger.close()
+    clean.close()
     yield "as it should be", lambda: [*map(str, failures), *kept(bench)]
     if bench.then:
         for at, line in enumerate(changed):
@@ -363,7 +388,7 @@ def rise(bench: Bench, at: int, kind: str, is_up: dict[str, object]) -> list[str
         wrong += [f"though up, {each}" for each in settled(is_up)]
         wrong += map(str, runner.system.down())
         bench.after_keeping()
-    runner.ledger.close()
+    runner.close()
     return wrong + settled(bench.before)
 
 
@@ -405,19 +430,20 @@ def interrupted(bench: Bench, at: int, kind: str) -> list[str]:
     if kind == "no ledger":
         os.rmdir(broken)
     runner.system.down()
-    runner.ledger.close()
+    runner.close()
     if os.path.exists(f"{DIR}/dtcpc.state"):
         # It could not be written when all had been undone; the next start finds nothing to undo.
-        wrong += next_start()
+        wrong += next_start(bench.case)
     return wrong + settled(bench.before)
 
 
-def next_start() -> list[str]:
+def next_start(case: Case) -> list[str]:
     """What a start finds, and undoes: whether something of it fails."""
     ledger = Ledger(f"{DIR}/dtcpc.state")
     left = ledger.left()
-    host = system.System(lambda line: None, ledger)
-    failures = host.undo_left(left) if left else []
+    with way(case) as own:
+        host = system.System(lambda line: None, own, ledger)
+        failures = host.undo_left(left) if left else []
     if not left:
         ledger.record([], None, "")
     ledger.close()
@@ -441,11 +467,11 @@ def down(bench: Bench, made: int, at: int, kind: str, ran: list[str]) -> list[st
     # What is left, the same instance undoes or the next.
     if at % 2:
         wrong += map(str, runner.system.down())
-        runner.ledger.close()
+        runner.close()
     else:
-        runner.ledger.close()
+        runner.close()
         if os.path.exists(f"{DIR}/dtcpc.state"):
-            wrong += next_start()
+            wrong += next_start(bench.case)
     bench.after_keeping()
     return wrong + settled(bench.before)
 
@@ -454,7 +480,7 @@ def kills(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
     """We are killed in each command of a bring-up, a change and a take-down."""
     clean = bench.runner()
     live(bench, clean)
-    clean.ledger.close()
+    clean.close()
     yield "as it should be", partial(kept, bench)
     for at, line in enumerate(clean.ran):
         if not is_look(line):
@@ -479,22 +505,23 @@ def killed(bench: Bench, at: int, kind: str) -> list[str]:
     _, status = os.waitpid(child, 0)
     os.unlink(PID_FILE)
     wrong = [] if os.WIFSIGNALED(status) else [f"ended with {status}"]
-    wrong += next_start()
+    wrong += next_start(bench.case)
     bench.after_keeping()
     return wrong + settled(bench.before)
 
 
 def main(name: str, what: str, *, only_count: bool) -> None:
-    system._PATH = "/nowhere"  # Linux has some of these names as well
-    os.environ["PATH"] = PATH
-    sh.Command = Forked  # type: ignore[misc, assignment]
+    run._PATH = "/nowhere"  # Linux has some of these names as well
+    os.environ["PATH"] = WITH_PYTHON
+    if not CASES[name].server:
+        sh.Command = Forked  # type: ignore[misc, assignment]
     if what == "hang":
         plan.RTSOL_TIME = USUAL
     bench = Bench(CASES[name], name)
     count = 0
-    for told, run in (kills if what == "kill" else cases)(bench, KINDS[what]):
+    for told, look in (kills if what == "kill" else cases)(bench, KINDS[what]):
         count += 1
-        wrong = [] if only_count and count > 1 else run()
+        wrong = [] if only_count and count > 1 else look()
         if wrong:
             print(json.dumps([told, wrong]), flush=True)
     print(json.dumps(count))

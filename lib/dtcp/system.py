@@ -5,8 +5,7 @@ output (`route`), or succeed whatever happened (`rtsol`).  So a command is belie
 exits 0 AND writes nothing to standard error, and a step only when its effect was seen.
 
 Commands are lists of words, never a shell's string; they get an environment of ours and a time
-limit.  `sh` is used here and nowhere else, and imported (dtcp.lean) when the first command is due:
-that alone takes longer than the commands.
+limit.  What runs them is given: dtcp.run in the client, dtcp.shell in the server.
 """
 
 from __future__ import annotations
@@ -15,17 +14,15 @@ import contextlib
 import math
 import os
 import re
-import select
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import Any, NamedTuple
 
-from dtcp import daemon, lean, plan
+from dtcp import daemon, plan
 from dtcp.ledger import Ledger, LedgerError, Left
 from dtcp.plan import LINK_LOCAL, TUNNEL, Check, Interface, Step, Words
+from dtcp.run import NoOutput, Output, Runner, path, usual_environment, which
 
 LIMIT = 5.0  # seconds that a command may take
 LONG = 30.0  # for a look at everything there is, which may be ten thousand tunnels
@@ -35,9 +32,6 @@ STARTING = 2.0  # seconds in which a daemon must have its pid file
 HEARING = 2.0  # seconds in which it must give that up, once told to end
 AFTER_FAREWELL = 3.0  # of HURRY, for what has to be undone when rtadvd has ended
 FAREWELL = 8.0  # seconds that rtadvd(8) lives on after SIGTERM, saying three times that it leaves
-
-# Where the commands are; behind the PATH we were started with, which may be none at all.
-_PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
 
 # route(8) refuses a route that is there already: then it is somebody else's.
 _TAKEN = re.compile(r"already in table|File exists")
@@ -61,125 +55,6 @@ class CommandFailed(Exception):
 
 class Interrupted(Exception):
     """We were told to stop in the middle of a plan; what was done of it has been undone."""
-
-
-class Output(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-# Runs what it is told on its input: how many words, then the words, one a line.  It never parses
-# them, and this program never changes.  $1 marks the end of what a command says.
-_SHELL = (
-    'while read -r count; do set -- "$1"; while [ "$count" -gt 0 ]; do'
-    ' IFS= read -r word; set -- "$@" "$word"; count=$((count - 1)); done;'
-    ' end=$1; shift; "$@" </dev/null;'
-    ' printf "\\n%s %d\\n" "$end" $?; printf "\\n%s\\n" "$end" >&2; set -- "$end"; done'
-)
-
-
-class Shell:
-    """A sh(1) that runs one command after the other, for who has many to run.
-
-    Starting a command through `sh` means a fork(2) of all of Python and several threads, which
-    takes longer than most commands do.  Here that is done once, and again after a command hung.
-    One object is for one thread at a time.
-    """
-
-    def __init__(self) -> None:
-        self._process: Any = None
-        self._end = b""
-        self._pipes: tuple[int, int, int] = (-1, -1, -1)
-        self._said: dict[int, bytes] = {}
-
-    def tell(self, words: Words) -> None:
-        """Begin with a command, whose first word is a path.  Raises OSError."""
-        if self._process is None:
-            self.start()
-        self._said = dict.fromkeys(self._pipes[1:], b"")
-        line = "\n".join((str(len(words)), *words, ""))
-        try:
-            os.write(self._pipes[0], line.encode())
-        except BrokenPipeError:  # somebody has killed it
-            self.kill()
-            self.start()
-            self._said = dict.fromkeys(self._pipes[1:], b"")
-            os.write(self._pipes[0], line.encode())
-
-    def wait(self, timeout: float) -> bool:
-        """Whether the command has ended within that many seconds.  Raises OSError."""
-        deadline = time.monotonic() + timeout
-        while not self._is_over():
-            waiting = select.poll()
-            for pipe in self._said:
-                waiting.register(pipe, select.POLLIN)
-            ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
-                return False
-            for pipe, _ in ready:
-                data = os.read(pipe, 65536)
-                if not data:
-                    raise OSError("the shell was killed")
-                self._said[pipe] += data
-        return True
-
-    def _is_over(self) -> bool:
-        out, err = self._said.values()
-        at = out.rfind(self._end, -80)
-        return at >= 0 and out.endswith(b"\n") and err.endswith(self._end + b"\n")
-
-    def output(self) -> Output:
-        """What the command has said, when it has ended."""
-        out, err = self._said.values()
-        said, _, status = out.rpartition(self._end)
-        return Output(int(status), _text(said), _text(err.removesuffix(self._end + b"\n")))
-
-    def kill(self) -> None:
-        """End it, and whatever it runs."""
-        if self._process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill_group()
-        for pipe in self._pipes:
-            os.close(pipe)
-        self._process = None
-
-    def start(self) -> None:
-        """Have it ready.  Raises OSError."""
-        sh = lean.load()
-        token = os.urandom(16).hex()
-        self._end = f"\n{token}".encode()
-        pipes = [os.pipe() for _ in range(3)]
-        ours, theirs = (
-            (pipes[0][1], pipes[1][0], pipes[2][0]),
-            (pipes[0][0], pipes[1][1], pipes[2][1]),
-        )
-        self._pipes = ours
-        with contextlib.ExitStack() as stack:
-            files = [
-                stack.enter_context(open(fd, mode, buffering=0))
-                for fd, mode in zip(theirs, ("rb", "wb", "wb"), strict=True)
-            ]
-            try:
-                self._process = sh.Command("/bin/sh")(
-                    *("-c", _SHELL, "dtcp", token),
-                    _bg=True,
-                    _bg_exc=False,
-                    _return_cmd=True,
-                    _new_session=True,
-                    _close_fds=False,
-                    _tty_in=False,
-                    _tty_out=False,
-                    _in=files[0],
-                    _out=files[1],
-                    _err=files[2],
-                    _env={"PATH": _path(), "LC_ALL": "C"},
-                )
-            except (sh.ForkException, OSError) as error:
-                for pipe in ours:
-                    os.close(pipe)
-                raise OSError(str(error)) from None
 
 
 class Monitor:
@@ -226,22 +101,22 @@ class Monitor:
 class System:
     """Runs plans on this host.
 
-    `log` gets each command as a person would type it, before it runs.  One `System` holds one
-    tunnel: its interface (`tunnel`) and the steps done for it, in order (`done`).
+    `log` gets each command as a person would type it, before `runner` runs it.  One `System` holds
+    one tunnel: its interface (`tunnel`) and the steps done for it, in order (`done`).
     """
 
     def __init__(
         self,
         log: Callable[[str], None],
+        runner: Runner,
         ledger: Ledger | None = None,
         tunnel: str | None = None,
-        within: Shell | None = None,
     ) -> None:
         self.tunnel = tunnel
         self.done: list[Step] = []
         self._log = log
+        self._runner = runner
         self._ledger = ledger
-        self._shell = within
         self._been_up = False
         self._deadline: float | None = None  # when everything must be over
         self._ahead = 1  # commands that are to be run before it
@@ -253,11 +128,6 @@ class System:
         if self._deadline is None:
             self._deadline = time.monotonic() + HURRY
             self._ahead = 2 + sum(len(step.undo) for step in self.done)
-
-    def rest(self) -> None:
-        """Nothing is to be run for a while: a shell of ours need not wait for it, nor wake us."""
-        if self._shell is not None:
-            self._shell.kill()
 
     def run(
         self,
@@ -328,94 +198,23 @@ class System:
         self, words: Words, limit: float, input: str, environment: dict[str, str]
     ) -> Output:
         self._log(plan.spelled(words))
-        path = _path()
-        program = _which(words[0], path)
+        program = which(words[0])
         if program is None:
-            raise CommandFailed(words, f"no such command in {path}")
-        plain = not input and not environment and not any("\n" in word for word in words)
-        if self._shell is not None and plain:
-            return self._in_shell(self._shell, (program, *words[1:]), words, limit)
-        sh = lean.load()
-
-        ended = threading.Event()
-        outcome: list[Output] = []
-
-        def wait() -> None:
-            try:
-                command.wait()
-            except sh.ErrorReturnCode:
-                pass  # the status says it
-            finally:
-                outcome.append(
-                    Output(command.exit_code, _text(command.stdout), _text(command.stderr))
-                )
-                ended.set()
-
-        with contextlib.ExitStack() as stack:
-            try:
-                # A session of its own keeps the terminal's ^C away from the command.
-                command = sh.Command(program)(
-                    *words[1:],
-                    _bg=True,
-                    _bg_exc=False,
-                    _return_cmd=True,
-                    _new_session=True,
-                    _close_fds=False,  # would want /dev/fd; Python's are closed on exec anyway
-                    _tty_in=False,
-                    _tty_out=False,
-                    _out_bufsize=65536,  # otherwise sh goes through what is said line by line
-                    _err_bufsize=65536,
-                    _in=input or stack.enter_context(open(os.devnull, "rb")),
-                    _env={"PATH": path, "LC_ALL": "C", **environment},
-                )
-            except (sh.ForkException, sh.CommandNotFound, OSError) as error:
-                raise CommandFailed(words, f"cannot be run: {error}") from None
-            # Of sh's own ways to wait with a limit, `_timeout` costs 100 ms a call, wait(timeout)
-            # 15 ms, and `_done` is sometimes never called (2.2.2 and 2.4.0).
-            try:
-                threading.Thread(target=wait, daemon=True).start()
-            except RuntimeError as error:  # no more threads for now
-                command.kill_group()
-                raise CommandFailed(words, f"cannot be run: {error}") from None
-            begun = time.monotonic()
-            in_time = False
-            try:
-                in_time = self._in_time(ended.wait, limit)
-            finally:
-                self._ahead -= 1
-                if not in_time:  # or a signal's handler took us out of the wait
-                    with contextlib.suppress(ProcessLookupError):
-                        command.kill_group()
-            if not in_time:
-                raise CommandFailed(words, f"did not end in {time.monotonic() - begun:.1f} s")
-        return outcome[0]
-
-    def _in_shell(self, shell: Shell, command: Words, words: Words, limit: float) -> Output:
-        """The same in a shell that runs already."""
+            raise CommandFailed(words, f"no such command in {path()}")
         begun = time.monotonic()
-        output: Output | None = None
+
+        def left() -> float:
+            # `hurry` may come while the command runs.
+            end = min(begun + limit, self._end_in_a_hurry(begun))
+            return end - time.monotonic()
+
+        command = (program, *words[1:])
         try:
-            shell.tell(command)
-            if self._in_time(shell.wait, limit):
-                output = shell.output()
-        except OSError as error:
-            raise CommandFailed(words, f"cannot be run: {error}") from None
+            return self._runner(command, left, input=input, environment=environment)
+        except NoOutput as why:
+            raise CommandFailed(words, str(why)) from None
         finally:
             self._ahead -= 1
-            if output is None:
-                shell.kill()
-        if output is None:
-            raise CommandFailed(words, f"did not end in {time.monotonic() - begun:.1f} s")
-        return output
-
-    def _in_time(self, ended: Callable[[float], bool], limit: float) -> bool:
-        start = time.monotonic()
-        end = start + limit
-        while not ended(min(0.2, max(0.0, end - time.monotonic()))):
-            end = min(end, self._end_in_a_hurry(start))  # `hurry` may come while the command runs
-            if time.monotonic() >= end:
-                return False
-        return True
 
     def _end_in_a_hurry(self, start: float) -> float:
         """When a command begun at `start` must have ended, for the others to have their time."""
@@ -780,12 +579,11 @@ class System:
         It runs for as long as we do, and sh would wake up once a second for that; so it is started
         without.
         """
-        path = _path()
-        program = _which("route", path)
+        program = which("route")
         if program is None:
-            raise CommandFailed(("route",), f"no such command in {path}")
+            raise CommandFailed(("route",), f"no such command in {path()}")
         self._log("route -n monitor")
-        return Monitor([program, "-n", "monitor"], {"PATH": path, "LC_ALL": "C"})
+        return Monitor([program, "-n", "monitor"], usual_environment())
 
     def _link_locals(self, interface: str) -> list[str]:
         return re.findall(r"^\s+inet6 (fe80:\S+)", self._shown(interface), re.MULTILINE)
@@ -803,25 +601,6 @@ def _named(said: str, pattern: str) -> str | None:
     """
     found = re.fullmatch(rf"({pattern})\n|.*\"({pattern})\"\n", said, re.DOTALL)
     return (found[1] or found[2]) if found else None
-
-
-def _path() -> str:
-    own = os.environ.get("PATH")
-    return f"{own}:{_PATH}" if own else _PATH
-
-
-def _which(name: str, path: str) -> str | None:
-    """Where that command is, as execvp(3) would find it."""
-    # shutil.which brings the whole of shutil along, archives and all.
-    for directory in [""] if "/" in name else path.split(":"):
-        file = os.path.join(directory, name)
-        if os.path.isfile(file) and os.access(file, os.X_OK):
-            return file
-    return None
-
-
-def _text(output: bytes) -> str:
-    return output.decode("utf-8", "replace")
 
 
 def _words(output: str) -> list[str]:

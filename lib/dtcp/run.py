@@ -1,0 +1,190 @@
+"""One command through `sh`: words and a limit in, its exit status and what it said out.
+
+The client runs every command this way.  The server's way is dtcp.shell, which starts its sh(1)
+here: nothing else imports `sh`.  Whether a command did what it should, dtcp.system decides.
+
+What was tried with `sh` 2.2.0 to 2.4.0, and decides how it is called here: of its own ways to wait
+with a limit `_timeout` costs 100 ms a command, wait(timeout) 15 ms, and `_done` is sometimes never
+called; what a command says it keeps without a bound, twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from dtcp import lean
+
+# Bytes that a command may say, on each of its two outputs.  Ten thousand interfaces are 6 MB of
+# ifconfig(8), every route of the IPv6 internet 25 MB of netstat(1).
+MOST = 64 << 20
+
+LOOK = 0.2  # seconds between two looks at the limit, which may have moved
+
+# Where the commands are; behind the PATH we were started with, which may be none at all.
+_PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
+
+
+class NoOutput(Exception):
+    """A command could not be run, or had to be ended; the text says why."""
+
+
+class Output(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Runner(Protocol):
+    """Runs one command.
+
+    The first word is a path.  `left` tells how many seconds the command still has, and may change
+    its mind.  `input` is what it reads, `environment` what it gets besides ours.  A command that
+    takes longer, or says more than MOST, is killed with all that it has started.  Raises NoOutput.
+    """
+
+    def __call__(
+        self,
+        words: tuple[str, ...],
+        left: Callable[[], float],
+        *,
+        input: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Output: ...
+
+
+def path() -> str:
+    """The PATH of commands."""
+    own = os.environ.get("PATH")
+    return f"{own}:{_PATH}" if own else _PATH
+
+
+def usual_environment() -> dict[str, str]:
+    """The environment of commands."""
+    return {"PATH": path(), "LC_ALL": "C"}
+
+
+def which(name: str) -> str | None:
+    """Where that command is, as execvp(3) would find it."""
+    # shutil.which brings the whole of shutil along, archives and all.
+    for directory in [""] if "/" in name else path().split(":"):
+        file = os.path.join(directory, name)
+        if os.path.isfile(file) and os.access(file, os.X_OK):
+            return file
+    return None
+
+
+def prepare() -> None:
+    """Import `sh`: that takes longer than most commands, and is done when there is time for it."""
+    lean.load()
+
+
+def start(words: tuple[str, ...], environment: Mapping[str, str], **options: Any) -> Any:
+    """Start a command by sh.Command; its sh.RunningCommand.  Raises NoOutput."""
+    sh = lean.load()
+    try:
+        return sh.Command(words[0])(
+            *words[1:],
+            _bg=True,
+            _bg_exc=False,
+            _return_cmd=True,
+            # Of its own: so the terminal's ^C does not reach it, and all of it can be killed.
+            _new_session=True,
+            _close_fds=False,  # would want /dev/fd; Python's are closed on exec anyway
+            _tty_in=False,
+            _tty_out=False,
+            _env=dict(environment),
+            **options,
+        )
+    except (sh.ForkException, sh.CommandNotFound, OSError) as error:
+        raise NoOutput(f"cannot be run: {error}") from None
+
+
+def kill(command: Any) -> None:
+    """Kill a command, and whatever it has started in its process group."""
+    # By its own number: `sh` would ask for the group of a process that may have been waited for.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(command.pid, signal.SIGKILL)
+
+
+def text(output: bytes | bytearray) -> str:
+    """What a command has said."""
+    return output.decode("utf-8", "replace")
+
+
+def too_long(begun: float) -> NoOutput:
+    """It did not end, and has been running since then."""
+    return NoOutput(f"did not end in {time.monotonic() - begun:.1f} s")
+
+
+def too_much() -> NoOutput:
+    """It said more than it may."""
+    return NoOutput(f"says more than {MOST >> 20} MiB")
+
+
+class _Said:
+    """Takes what a command says on one of its outputs, in place of what `sh` would keep."""
+
+    def __init__(self, over: threading.Event) -> None:
+        self.data = bytearray()
+        self.too_much = False
+        self._over = over
+
+    def write(self, chunk: bytes) -> None:
+        if self.too_much or len(self.data) + len(chunk) > MOST:
+            self.too_much = True
+            self._over.set()
+        else:
+            self.data += chunk
+
+
+def run(
+    words: tuple[str, ...],
+    left: Callable[[], float],
+    *,
+    input: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Output:
+    """Run one command with one sh.Command: a Runner."""
+    over = threading.Event()  # it has ended, or has said too much
+    out, err = _Said(over), _Said(over)
+
+    def wait() -> None:
+        try:
+            command.wait()
+        except lean.load().ErrorReturnCode:
+            pass  # the status says it
+        finally:
+            over.set()
+
+    with contextlib.ExitStack() as stack:
+        command = start(
+            words,
+            {**usual_environment(), **(environment or {})},
+            _in=input or stack.enter_context(open(os.devnull, "rb")),
+            _out=out,
+            _err=err,
+            _out_bufsize=65536,  # otherwise sh goes through what is said line by line
+            _err_bufsize=65536,
+            _no_pipe=True,
+        )
+    begun = time.monotonic()
+    try:
+        try:
+            threading.Thread(target=wait, daemon=True).start()
+        except RuntimeError as error:  # no more threads for now
+            raise NoOutput(f"cannot be run: {error}") from None
+        while not over.wait(min(LOOK, max(0.0, left()))):
+            if left() <= 0:
+                raise too_long(begun)
+        if out.too_much or err.too_much:
+            raise too_much()
+    except BaseException:  # a signal's handler may take us out of the wait
+        kill(command)
+        raise
+    return Output(command.exit_code, text(out.data), text(err.data))
