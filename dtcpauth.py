@@ -21,7 +21,7 @@ _lib = os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")
 if os.path.isdir(_lib):  # in a checkout
     sys.path.insert(0, _lib)
 
-from dtcp import __version__, daemon, password, pools, store, wire  # noqa: E402
+from dtcp import __version__, cli, daemon, password, pools, store, wire  # noqa: E402
 from dtcp.cli import FAILED, NOT_ALLOWED, OK, USAGE, Failure, Parser  # noqa: E402
 from dtcp.store import Store, User  # noqa: E402
 
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--store", metavar="file", default=store.PATH, help=f"({store.PATH})")
     p.add_argument("--version", action="version", version=f"dtcpauth {__version__}")
-    commands = p.add_subparsers(dest="command", metavar="command", required=True)
+    commands = p.add_subparsers(dest="command", metavar="command", prog="dtcpauth", required=True)
 
     def command(name: str, usage: str, what: str) -> Callable[..., Any]:
         q = commands.add_parser(
@@ -214,7 +214,7 @@ def _new_password(options: argparse.Namespace) -> str:
 
 
 def _warn(text: str) -> None:
-    sys.stderr.write(f"dtcpauth: {text}\n")
+    cli.complain(f"dtcpauth: {text}")
 
 
 def _warn_of_weak(user: str, secret: str) -> None:
@@ -234,7 +234,7 @@ def add(db: Store, options: argparse.Namespace) -> int:
         if db.user(options.user) is not None:  # somebody else was quicker
             raise Failure(f"{options.user}: is there already; dtcpauth change changes it")
         db.put(_as_told(User(options.user), options), secret)
-    _tell(options, secret)
+        _tell(options, secret)
     return OK
 
 
@@ -247,8 +247,8 @@ def change(db: Store, options: argparse.Namespace) -> int:
         if user is None:
             raise Failure(f"{options.user}: no such user")
         db.put(_as_told(user, options), secret)
-    if secret is not None:
-        _tell(options, secret)
+        if secret is not None:
+            _tell(options, secret)
     return OK
 
 
@@ -269,7 +269,7 @@ def _as_told(user: User, options: argparse.Namespace) -> User:
 
 def _tell(options: argparse.Namespace, secret: str) -> None:
     if options.random:
-        print(secret)
+        cli.show(secret, needed=True)  # or nobody would ever know it
     else:
         _warn_of_weak(options.user, secret)
 
@@ -287,7 +287,7 @@ def list_users(db: Store, options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        print(json.dumps(told, indent=1))
+        cli.show(json.dumps(told, indent=1))
         return OK
     lines = [("USER", "TYPES", "ADDRESS", "PREFIXES", "EXPIRES", "STATE")]
     lines += [
@@ -302,9 +302,10 @@ def list_users(db: Store, options: argparse.Namespace) -> int:
         for each in told
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (f"{word:<{width}}" for word, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    cells = [
+        [f"{word:<{width}}" for word, width in zip(line, widths, strict=True)] for line in lines
+    ]
+    cli.show("\n".join("  ".join(line).rstrip() for line in cells))
     return OK
 
 
@@ -337,7 +338,7 @@ def _is_over(user: User) -> bool:
 
 def check(db: Store, options: argparse.Namespace) -> int:
     """Name what is odd on standard output; FAILED when anything is."""
-    odd = 0
+    odd = []
     for user in _chosen(db, options.users):
         remarks = []
         if why := weakness(user.name, db.password(user.name) or ""):
@@ -348,9 +349,9 @@ def check(db: Store, options: argparse.Namespace) -> int:
             remarks.append("has prefixes, but may not have tunnels of type network")
         if user.address and "host" not in user.types:
             remarks.append("has an address, but may not have tunnels of type host")
-        for remark in remarks:
-            print(f"{user.name}: {remark}")
-        odd += bool(remarks)
+        odd += [f"{user.name}: {remark}" for remark in remarks]
+    if odd:
+        cli.show("\n".join(odd))
     return FAILED if odd else OK
 
 
@@ -413,7 +414,7 @@ def import_file(db: Store, options: argparse.Namespace) -> int:
                 secrets.append((user.name, secret))
     for name, secret in secrets:
         _warn_of_weak(name, secret)
-    print(f"{len(seen)} users")
+    cli.show(f"{len(seen)} users")
     return OK
 
 
@@ -560,7 +561,7 @@ def export(db: Store, options: argparse.Namespace) -> int:
         }
         for user in db.users()
     ]
-    print(json.dumps(users, indent=1))
+    cli.show(json.dumps(users, indent=1))
     return OK
 
 
@@ -606,9 +607,6 @@ def main(argv: list[str] | None = None) -> int:
         _warn(str(error))
         return FAILED
     except KeyboardInterrupt:
-        return FAILED
-    except BrokenPipeError:  # whoever read this has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
 
 

@@ -351,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
             spokesman.end()
     except Stopped:
         return OK
-    except Failure as failure:
+    except cli.Failure as failure:
         log.error(str(failure))
         return failure.status
     except (
@@ -370,12 +370,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show(lines: list[str]) -> int:
-    """Print what was asked for.  Raises Failure."""
-    try:
-        print("\n".join(lines), flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains about it once more
-        raise Failure(f"standard output: {error.strerror}") from None
+    """Print what was asked for.  Raises cli.Failure."""
+    cli.show("\n".join(lines))
     return OK
 
 

@@ -38,6 +38,7 @@ if os.path.isdir(_lib):  # in a checkout
 
 from dtcp import (  # noqa: E402
     __version__,
+    cli,
     daemon,
     inquiries,
     plan,
@@ -1395,11 +1396,11 @@ def show_status(*, as_json: bool) -> int:
     except PermissionError:
         raise Failure(f"{SOCKET}: not allowed; become root", NOT_ALLOWED) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        print("{}" if as_json else "not running")
+        cli.show("{}" if as_json else "not running")
         return FAILED
     except OSError as error:
         raise Failure(f"{SOCKET}: {error.strerror or error}") from None
-    print(json.dumps(told, indent=1) if as_json else "\n".join(report.text(told, time.time())))
+    cli.show(json.dumps(told, indent=1) if as_json else "\n".join(report.text(told, time.time())))
     return OK
 
 

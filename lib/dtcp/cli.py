@@ -1,8 +1,10 @@
-"""What the programs' command lines have in common: exit statuses, usage errors, numbers."""
+"""What the programs' command lines have in common: exit statuses, output, usage errors, numbers."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -20,6 +22,28 @@ class Failure(Exception):
         self.status = status
 
 
+def show(text: str, *, needed: bool = False) -> None:
+    """Print what was asked for.  Raises Failure when it cannot be printed.
+
+    A reader who has gone, as head(1) does, has seen enough: that is no failure, and no word is said
+    of it, unless what is printed is `needed`, for there will be no other way to learn it.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would be tried again when Python ends, and complained of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if needed or not isinstance(error, BrokenPipeError):
+            raise Failure(f"standard output: {error.strerror}") from None
+
+
+def complain(text: str) -> None:
+    """Say on standard error what is wrong; the exit status says it also to who cannot read that."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 def _formatter(prog: str) -> argparse.HelpFormatter:
     # Asked for the width, argparse imports shutil, archives and all, at each start.
     return argparse.HelpFormatter(prog, width=78)
@@ -32,9 +56,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=_formatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message.removeprefix('argument ')}\n")
-        self.print_usage(sys.stderr)
+        complain(
+            f"{self.prog}: {message.removeprefix('argument ')}\n{self.format_usage().rstrip()}"
+        )
         raise SystemExit(USAGE)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse prints --help and --version with this, and leaves the rest to Python's end.
+        try:
+            show(message.rstrip("\n"))
+        except Failure as failure:
+            complain(f"{self.prog}: {failure}")
+            raise SystemExit(FAILED) from None
 
 
 def in_range(least: int, most: int) -> Callable[[str], int]:
