@@ -1048,10 +1048,16 @@ class BackOff:
 
 
 def show_status(options: argparse.Namespace) -> int:
-    """--status: print what the running instance tells of itself; OK when its tunnel is up."""
+    """--status: print what the running instance tells of itself; OK when its tunnel is up.
+
+    Raises Failure, PidFileError.
+    """
     import json
 
-    pid = daemon.locked_by(options.pid_file)
+    try:
+        pid = daemon.running(options.pid_file)
+    except PermissionError:
+        raise Failure(f"{options.pid_file}: not allowed; become root", NOT_ALLOWED) from None
     facts = Ledger(options.files + ".state").facts() if pid else {}
     if options.json:
         for name in {"since", "next_attempt"} & facts.keys():

@@ -57,6 +57,7 @@ HAZARDS: dict[int | str, str] = {
     47: "a hundred thousand random sessions: documented replies; memory and descriptors flat",
     63: "the unprivileged process hangs, stops or lies: noticed, replaced, the tunnel comes back",
     64: "the password is in no memory but root's, in no generation of that process",
+    65: "a pid file that others could lock, write or replace: refused; nobody is ended for it",
     82: "output to a full disk: one line and status 1; to a pipe that nobody reads: not a word",
     "C1": "a challenge is 32 hexadecimal digits and nothing else",
     "C2": "one challenge for each connection, from a secure source, for three attempts",

@@ -55,7 +55,7 @@ def test_a_careless_parent_changes_nothing(net: Internet, script: str) -> None:
     with through(net, script) as client:
         wait_until("up", lambda: ping(net.client))
         modes = net.client.run(["stat", "-c", "%a", "/run/dtcpc.pid", "/run/dtcpc.state"])
-        assert modes.stdout.split() == ["644", "600"]
+        assert modes.stdout.split() == ["600", "600"]
         assert client.end() == 0
     assert difference(before, net.client.snapshot()) == []
 
@@ -90,23 +90,70 @@ def test_who_is_not_root_is_told_before_anything_is_sent(net: Internet) -> None:
     assert difference(before, net.client.snapshot()) == []
 
 
+# What is imported later is imported before, for this Python may lie where only root can read.
+AS_NOBODY = """
+import json, os, sys
+import dtcpc
+dtcpc.parse(sys.argv[1:])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(dtcpc.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.hazard(33, 65)
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_who_is_not_root_is_told_so_by_status(net: Internet, words: tuple[str, ...]) -> None:
+    ask = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-c", AS_NOBODY, "--status", *words]
+    done = net.client.run(ask, check=False)
+    assert (done.returncode, done.stderr) == (FAILED, "")
+    assert "not running" in done.stdout
+    with login(net.client) as client:
+        client.wait_for("logging in")
+        done = net.client.run(ask, check=False)
+        assert (done.returncode, done.stdout) == (NOT_ALLOWED, "")
+        assert done.stderr == "dtcpc: /var/run/dtcpc.pid: not allowed; become root\n"
+        assert client.end() == 0
+
+
 # --- the pid file's place ---------------------------------------------------------------------
 
 PLACES = {
     "missing": ("true", "/run/none/dtcpc.pid", "No such file or directory"),
     "read-only": (
-        "mkdir /run/ro; mount -t tmpfs -o ro tmpfs /run/ro",
+        "mkdir /run/ro; mount -t tmpfs -o ro,mode=755 tmpfs /run/ro",
         "/run/ro/dtcpc.pid",
         "Read-only file system",
     ),
     "full": (
-        "mkdir /run/full; mount -t tmpfs -o size=4k tmpfs /run/full;"
+        "mkdir /run/full; mount -t tmpfs -o size=4k,mode=755 tmpfs /run/full;"
         " head -c 4096 /dev/zero >/run/full/x",
         "/run/full/dtcpc.pid",
         "No space left on device",
     ),
     "a directory": ("mkdir /run/x.pid", "/run/x.pid", "Is a directory"),
     "a symbolic link": ("ln -s /run/target /run/x.pid", "/run/x.pid", "is a symbolic link"),
+    "a hard link": (
+        "echo 1 >/run/x; ln /run/x /run/x.pid",
+        "/run/x.pid",
+        "is a hard link; remove it",
+    ),
+    "of somebody": (
+        "touch /run/x.pid; chown 4321 /run/x.pid",
+        "/run/x.pid",
+        "belongs to somebody else; remove it",
+    ),
+    "for everybody to write": (
+        "touch /run/x.pid; chmod 666 /run/x.pid",
+        "/run/x.pid",
+        "writable by others; remove it",
+    ),
+    "where others can write": (
+        "mkdir -m 1777 /run/open",
+        "/run/open/x.pid",
+        "others can write to /run/open; choose another directory",
+    ),
     "a dangling link": ("ln -s /run/nowhere /run/x.pid", "/run/x.pid", "is a symbolic link"),
     "a pipe": ("mkfifo /run/x.pid", "/run/x.pid", "not a regular file"),
     "a device": (
@@ -133,7 +180,7 @@ def test_a_pid_file_that_cannot_be_had_is_named_before_anything_is_sent(
     assert difference(before, net.client.snapshot()) == []
     assert net.client.read("/run/target") == "precious\n"
     net.client.run(["sh", "-c", "umount /run/ro /run/full; rm -r /run/ro /run/full"], check=False)
-    net.client.run(["rm", "-rf", "/run/target", "/run/x.pid"])
+    net.client.run(["rm", "-rf", "/run/target", "/run/x.pid", "/run/x", "/run/open"])
 
 
 @pytest.mark.hazard(29)
@@ -152,7 +199,9 @@ def test_a_disk_that_is_full_undoes_what_could_not_be_written_down(
     net: Internet, pages: int
 ) -> None:
     """The pid file fits; the ledger does not, at first or when it is written anew."""
-    net.client.run(["sh", "-c", f"mkdir /run/x; mount -t tmpfs -o size={4 * pages}k tmpfs /run/x"])
+    net.client.run(
+        ["sh", "-c", f"mkdir /run/x; mount -t tmpfs -o mode=755,size={4 * pages}k tmpfs /run/x"]
+    )
     before = net.client.snapshot()
     with login(net.client, "-t", "host", "-f", "/run/x/dtcpc.pid") as client:
         assert client.status() == FAILED

@@ -150,26 +150,82 @@ class Signals:
 def locked_by(path: str) -> int | None:
     """The pid in a pid file that its owner holds locked, as pidfile(3) has it; else None.
 
-    0: it is locked, and the pid not written yet.
+    It can be killed: nobody but root and us can have written or locked such a file.  0: it is
+    locked, and who holds it cannot be told, not yet or not from this file.
     """
     try:
+        pid, mode = _holder(path)
+    except (PidFileError, PermissionError):
+        return 0
+    # Who may read it may lock it, and the pid may be an old one that is somebody else's by now.
+    return 0 if pid and mode & 0o077 else pid
+
+
+def running(path: str) -> int | None:
+    """The same for telling people; that of an earlier version, readable by others, counts as well.
+
+    Raises PidFileError, or PermissionError: it is mostly for root to see.
+    """
+    return _holder(path)[0]
+
+
+def _holder(path: str) -> tuple[int | None, int]:
+    """The pid, as in `locked_by`, and the file's mode.  Raises PidFileError, PermissionError."""
+    try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None, 0
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise PidFileError(f"{path}: {_why_not_opened(error)}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
+        _check_place(path)
+        mode = _checked(path, fd)
         text = os.pread(fd, 20, 0).strip()
-        return int(text) if text.isdigit() and int(text) > 1 else 0
+        return int(text) if text.isdigit() and 1 < int(text) < 1 << 31 else 0, mode
     finally:
         os.close(fd)
-    return None
+    return None, 0
+
+
+def _why_not_opened(error: OSError) -> str:
+    is_link = error.errno in (errno.ELOOP, errno.EMLINK)  # the latter is FreeBSD's
+    return "is a symbolic link" if is_link else str(error.strerror)
+
+
+def _checked(path: str, fd: int) -> int:
+    """The mode of an open pid file, which nobody but root and us can have written.
+
+    It may have a second name: anybody may give it one elsewhere (security.bsd.hardlink_check_uid is
+    0), and must not thereby keep what it names from being ended.  Raises PidFileError.
+    """
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise PidFileError(f"{path}: not a regular file")
+    if info.st_uid not in (0, os.geteuid()):
+        raise PidFileError(f"{path}: belongs to somebody else; remove it")
+    if info.st_mode & 0o022:
+        raise PidFileError(f"{path}: writable by others; remove it")
+    return info.st_mode
+
+
+def _check_place(path: str) -> None:
+    """See that nobody but root and us can put a file there.  Raises PidFileError, or OSError."""
+    directory = os.path.dirname(os.path.abspath(path))
+    there = os.stat(directory)
+    # Also where the sticky bit is set: others could be there first.
+    if there.st_uid not in (0, os.geteuid()) or there.st_mode & 0o022:
+        raise PidFileError(f"{path}: others can write to {directory}; choose another directory")
 
 
 class PidFile:
     """A pid file that is locked for as long as we live, in the way of pidfile(3).
 
     Taking it is the first thing that an instance does; whoever holds the lock is the instance.
+    Its mode is 0600: who may read it may lock it, and could keep us from starting.
     """
 
     def __init__(self, path: str) -> None:
@@ -180,28 +236,40 @@ class PidFile:
         """Open and lock it.  Raises PidFileError."""
         while True:
             try:
+                _check_place(self.path)
                 fd = os.open(
-                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644
+                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
                 )
             except OSError as error:
-                is_link = error.errno in (errno.ELOOP, errno.EMLINK)
-                why = "is a symbolic link" if is_link else error.strerror
-                raise PidFileError(f"{self.path}: {why}") from None
+                raise PidFileError(f"{self.path}: {_why_not_opened(error)}") from None
             try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise PidFileError(f"{self.path}: not a regular file")
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mode = _checked(self.path, fd)
+                self._lock(fd)
+                if self._is_at_path(fd):
+                    if os.fstat(fd).st_nlink > 1:  # what we write would be in another file
+                        raise PidFileError(f"{self.path}: is a hard link; remove it")
+                    if not mode & 0o077:
+                        return fd
+                    # Of an earlier version.  Others may have it open, so a new mode is not enough.
+                    self._unlink()
+                # Otherwise its last owner removed it between our open and our lock.
             except PidFileError:
                 os.close(fd)
                 raise
-            except OSError:
-                pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-                os.close(fd)
-                raise PidFileError(f"{self.path}: already running as pid {pid or '?'}") from None
-            if self._is_at_path(fd):
-                os.fchmod(fd, 0o644)  # world-readable by the manual, whatever the umask
-                return fd
-            os.close(fd)  # its last owner removed it between our open and our lock
+            os.close(fd)
+
+    def _lock(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            raise PidFileError(f"{self.path}: already running as pid {pid or '?'}") from None
+
+    def _unlink(self) -> None:
+        try:
+            os.unlink(self.path)
+        except OSError as error:
+            raise PidFileError(f"{self.path}: {error.strerror}") from None
 
     def _is_at_path(self, fd: int) -> bool:
         try:
