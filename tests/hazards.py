@@ -57,6 +57,8 @@ HAZARDS: dict[int | str, str] = {
     47: "a hundred thousand random sessions: documented replies; memory and descriptors flat",
     63: "the unprivileged process hangs, stops or lies: noticed, replaced, the tunnel comes back",
     64: "the password is in no memory but root's, in no generation of that process",
+    55: "Python or the program upgraded under the daemon: the rc script still finds it",
+    56: "a profile taken out of rc.conf while it runs: stopped by its name, and with the others",
     65: "a pid file that others could lock, write or replace: refused; nobody is ended for it",
     82: "output to a full disk: one line and status 1; to a pipe that nobody reads: not a word",
     "C1": "a challenge is 32 hexadecimal digits and nothing else",

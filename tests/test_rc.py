@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,12 @@ class Service:
         assert "Starting" not in done.stdout
         return done.stderr.replace(f"{self.script}: WARNING: ", "")
 
+    def pid(self, *profile: str) -> int:
+        """The pid of what runs, as `status` has it."""
+        found = re.search(r" is running as pid (\d+)\.$", self.does("status", *profile), re.M)
+        assert found
+        return int(found[1])
+
     def commands(self) -> list[str]:
         """The command lines of our programs that run."""
         assert self.host is not None
@@ -139,12 +146,13 @@ def test_rcorder_and_service_find_what_they_look_for(name: str) -> None:
     ]
 
 
+@pytest.mark.hazard(55)
 @pytest.mark.parametrize("name", ["dtcpc", "dtcps"])
-def test_the_interpreter_is_that_of_the_first_line_of_the_program(port: Port, name: str) -> None:
+def test_the_script_knows_the_program_and_nothing_of_python(port: Port, name: str) -> None:
     script = (port.prefix / "etc/rc.d" / name).read_text()
-    first = (port.prefix / "sbin" / name).read_text().split("\n")[0]
-    assert f'\ncommand_interpreter="{first.removeprefix("#!")}"\n' in script
     assert f'\ncommand="{port.prefix}/sbin/{name}"\n' in script
+    assert "command_interpreter" not in script
+    assert sys.executable not in script
 
 
 # --- the variables ----------------------------------------------------------------------------
@@ -443,10 +451,10 @@ def test_start_does_not_wait_for_the_network_and_stop_neither(
 def test_a_restart_with_a_bad_rc_conf_stops_nothing(net: Internet, client: Service) -> None:
     client.configure(**GOOD)
     client.does("start")
-    running = client.commands()
+    running = client.pid()
     client.configure(**GOOD | {"dtcpc_flags": "-x"})
     assert "dtcpc_flags: unrecognized arguments: -x" in client.refuses("restart")
-    assert client.commands() == running
+    assert client.pid() == running
     client.does("stop")
 
 
@@ -515,6 +523,209 @@ def test_at_boot_the_script_is_sourced_by_rc(net: Internet, client: Service) -> 
     done = client.run_file("sh", "-c", boot, "/etc/rc")
     assert done.stdout == "kldload if_gif\nand on\n"
     assert client.does("status").startswith("dtcpc_home is running as pid ")
+    client.does("stop")
+
+
+# --- what has changed since it was started ----------------------------------------------------
+
+
+@contextmanager
+def upgraded(service: Service) -> Iterator[None]:
+    """The program has another interpreter from here on, as after an upgrade of Python."""
+    program = service.prefix / "sbin" / service.script.name
+    text = program.read_text()
+    interpreter = service.record.with_name("python3.99")
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    program.chmod(0o755)
+    program.write_text(text.replace(sys.executable, str(interpreter), 1))
+    try:
+        yield
+    finally:
+        program.write_text(text)
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(55)
+def test_after_an_upgrade_of_python_it_is_found_all_the_same(
+    net: Internet, client: Service
+) -> None:
+    client.configure(**GOOD)
+    with serve(net):
+        client.does("start")
+        wait_until("the tunnel", is_up(client))
+        first = client.pid()
+        with upgraded(client):
+            assert client.pid() == first
+            assert "up for" in client.does("status")
+            assert client.refuses("start") == f"dtcpc already running?  (pid={first}).\n"
+            client.does("reload")
+            said = client.does("restart")
+            assert said.startswith(f"Stopping dtcpc.\nWaiting for PIDS: {first}.\n")
+            assert client.pid() != first
+            poll = net.client.popen(client.words(client.script, "poll"), stdout=subprocess.DEVNULL)
+            client.does("stop")
+            assert poll.wait(10) == 0
+            assert not client.commands()
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(55)
+def test_it_is_stopped_while_there_is_no_python_at_all(net: Internet, client: Service) -> None:
+    """As in the middle of an upgrade."""
+    client.configure(**GOOD)
+    client.does("start")
+    with upgraded(client):
+        client.record.with_name("python3.99").unlink()
+        done = client.run("status")
+        assert done.returncode == 0
+        assert done.stdout.startswith("dtcpc is running as pid ")
+        client.does("stop")
+    assert not client.commands()
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(55)
+def test_a_server_is_found_after_an_upgrade_too(net: Internet, dtcps: Service) -> None:
+    dtcps.configure(dtcps_enable="YES", dtcps_prefix=PREFIX)
+    dtcps.does("start")
+    first = dtcps.pid()
+    with upgraded(dtcps):
+        assert dtcps.pid() == first
+        assert "already running" in dtcps.refuses("start")
+        dtcps.does("reload")
+        assert "Starting dtcps." in dtcps.does("restart")
+        assert dtcps.pid() != first
+        dtcps.does("stop")
+    assert not dtcps.commands()
+
+
+HOLD = """
+import fcntl, time
+file = open("/var/run/dtcpc.pid")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(55, 65)
+@pytest.mark.parametrize("mode", ["600", "644"])
+def test_whom_a_stale_pid_file_names_is_left_alone(
+    net: Internet, client: Service, mode: str
+) -> None:
+    """Also while somebody holds its lock, who may have read it."""
+    client.configure(**GOOD)
+    bystander = net.client.popen(["sleep", "60"])
+    net.client.write("/var/run/dtcpc.pid", f"{bystander.pid}\n")
+    net.client.run(["chmod", mode, "/var/run/dtcpc.pid"])
+    stranger = net.client.popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE)
+    assert stranger.stdout is not None
+    stranger.stdout.readline()
+    assert client.refuses("stop") == "dtcpc not running? (check /var/run/dtcpc.pid).\n"
+    assert client.run("status").stdout == "dtcpc is not running.\n"
+    assert bystander.poll() is None
+    for each in (stranger, bystander):
+        each.kill()
+        each.communicate()
+
+
+def profiles(*names: str, **more: str) -> dict[str, str]:
+    """An rc.conf with these profiles, which have different users and servers."""
+    facts = {"home": (SERVER, "itojun"), "work": (SECOND, "jun")}
+    conf = {"dtcpc_enable": "YES", "dtcpc_profiles": " ".join(names), "dtcpc_flags": "-t host -l"}
+    for name in names:
+        conf[f"dtcpc_{name}_server"], conf[f"dtcpc_{name}_username"] = facts[name]
+    return conf | more
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(56)
+def test_a_profile_that_has_gone_from_rc_conf_can_be_seen_and_stopped(
+    net: Internet, client: Service
+) -> None:
+    client.configure(**profiles("home", "work"))
+    client.does("start")
+    work = client.pid("work")
+    client.configure(**profiles("home"))
+    assert client.pid("work") == work
+    assert f"dtcpc_work is running as pid {work}." in client.does("status")
+    for verb in ("start", "restart", "reload"):
+        said = client.refuses(verb, "work")
+        assert said == 'no profile "work"; dtcpc_profiles has: home\n'
+    assert client.pid("work") == work
+    poll = net.client.popen(client.words(client.script, "poll", "work"), stdout=subprocess.PIPE)
+    assert poll.stdout is not None
+    assert poll.stdout.readline() == f"Waiting for PIDS: {work}.\n"
+    said = client.does("stop", "work")
+    assert said == f"Stopping dtcpc_work.\nWaiting for PIDS: {work}.\n"
+    poll.communicate(timeout=10)
+    assert poll.returncode == 0
+    assert client.refuses("stop", "work") == 'no profile "work"; dtcpc_profiles has: home\n'
+    assert client.pid("home")
+    client.does("stop")
+    assert not client.commands()
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(56)
+@pytest.mark.parametrize("verb", ["stop", "faststop", "onestop", "restart"])
+def test_what_has_gone_from_rc_conf_ends_with_the_others(
+    net: Internet, client: Service, verb: str
+) -> None:
+    client.configure(**GOOD)  # one without a profile, too
+    client.does("start")
+    client.configure(**profiles("home", "work"))
+    client.does("start")
+    client.configure(**profiles("home"))
+    home = client.pid("home")
+    said = client.does(verb)
+    assert re.findall(r"^Stopping (\w+)\.$", said, re.M) == ["dtcpc_work", "dtcpc", "dtcpc_home"]
+    if verb == "restart":
+        assert client.pid("home") != home
+        client.does("stop")
+    assert not client.commands()
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(56)
+def test_the_last_profile_that_has_gone_ends_too(net: Internet, client: Service) -> None:
+    client.configure(**profiles("work"))
+    client.does("start")
+    client.configure(**GOOD)
+    assert client.run("stop").stdout.startswith("Stopping dtcpc_work.\n")
+    assert not client.commands()
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(33, 65)
+@pytest.mark.parametrize("name", ["dtcpc", "dtcps"])
+def test_who_may_not_look_is_told_so_by_status(
+    net: Internet, port: Port, tmp_path: Path, name: str
+) -> None:
+    service = Service(port, tmp_path, name, net.client)
+    service.configure(**GOOD, dtcps_enable="YES")
+    path = f"/var/run/{name}.pid"
+    net.client.write(path, "1\n")
+    net.client.run(["chown", "4321", path])
+    # Of root's rights these are the ones to read what is others'.
+    unable = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    done = service.run_file(*unable, service.script, "status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{service.script}: WARNING: {path}: not allowed; become root\n"
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(82)
+def test_a_status_that_is_not_read_to_its_end_says_nothing_more(
+    net: Internet, client: Service
+) -> None:
+    client.configure(**GOOD)
+    client.does("start")
+    done = client.run_file("sh", "-c", f"{client.script} status | head -1")
+    assert done.stdout == f"dtcpc is running as pid {client.pid()}.\n"
+    assert done.stderr == ""
     client.does("stop")
 
 
