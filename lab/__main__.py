@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from lab import demo, enclosure
+from lab.machine import machine
 
 
 def main() -> int:
@@ -14,7 +15,7 @@ def main() -> int:
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     show = jobs.add_parser("demo", help="show a tunnel from its first line to its last")
     show.add_argument("--type", choices=demo.TYPES, default="host")
-    show.add_argument("--release", choices=["15.1", "13.2"], default="15.1")
+    show.add_argument("--release", choices=machine.RELEASES, default=machine.RELEASES[0])
     options = parser.parse_args()
     if options.job == "run":
         return enclosure.run([options.command, *options.arguments])

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from lab import SLOW
+
 _FILE_HEADER = struct.Struct("=IHHiIII")
 _RECORD_HEADER = struct.Struct("=IIII")
-# Bytes before the IP header, by link type: Ethernet, bare IP (TUN devices).
-_LINK_HEADER = {1: 14, 12: 0, 101: 0}
+# Bytes before the IP header, by link type: a family (gif of FreeBSD), Ethernet, bare IP (TUN).
+_LINK_HEADER = {0: 4, 1: 14, 12: 0, 101: 0}
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Capture:
         Raises:
             TimeoutError: fewer came; the text has those that did.
         """
-        limit = time.monotonic() + timeout
+        limit = time.monotonic() + timeout * SLOW
         while len(self._records()) < count:
             left = limit - time.monotonic()
             if left <= 0:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from lab import enclosure
+from lab import SLOW, enclosure
 from lab.capture import Packet
 from lab.host import Host
 from lab.internet import CLIENT4, FAR6, SERVER4, SERVER6, SERVER_NAME, Internet
+from lab.machine import machine
 from lab.snapshot import difference
 
 TYPES = ("host", "tunnelonly", "network")
@@ -125,7 +126,7 @@ class _Demo:
     def _show_network(self) -> None:
         self._heading("The network")
         self._put("picture", _PICTURE.rstrip())
-        ping = self._net.client.run(["ping", "-6", "-c", "1", "-W", "1", FAR6], check=False)
+        ping = self._net.client.run(machine.ping(FAR6, 1, 1), check=False)
         self._check("before the tunnel the far host cannot be reached", ping.returncode != 0)
 
     def _show_client_before(self) -> None:
@@ -268,9 +269,10 @@ class _Demo:
         return f"{found[1]}%gif0"
 
     def _ping(self, host: Host, target: str) -> None:
-        words = ["ping", "-6", "-n", "-c", "3", "-i", "0.2", "-W", "2", target]
-        said = self._show_run(host, words, check=False)
-        self._check("three requests, three replies", "3 received" in said)
+        said = self._show_run(host, machine.ping(target, 3, 2), check=False)
+        # Linux leaves out the second "packets".
+        replied = re.search(r"\b3 packets transmitted, 3 (packets )?received", said)
+        self._check("three requests, three replies", replied)
 
     def _show_run(
         self, host: Host, words: Sequence[str], only: str = "", *, check: bool = True
@@ -376,7 +378,7 @@ class _Program:
 
     def wait_for(self, pattern: str, show: Callable[[str], None], seconds: float = 20) -> None:
         """Show its lines as they come, to the first that has ``pattern`` in it."""
-        limit = time.monotonic() + seconds
+        limit = time.monotonic() + seconds * SLOW
         while (line := self._next(limit)) is not None:
             show(line)
             if re.search(pattern, line):
@@ -385,7 +387,7 @@ class _Program:
 
     def terminate(self, show: Callable[[str], None], seconds: float = 10) -> int:
         """Ask it to end, show its last lines, and return its status."""
-        limit = time.monotonic() + seconds
+        limit = time.monotonic() + seconds * SLOW
         self._process.terminate()
         while (line := self._next(limit)) is not None:
             show(line)

@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from lab import enclosure
+from lab import SLOW, enclosure
 from lab.host import CommandFailed, Host
+from lab.machine import End, machine
 
 CLIENT4 = "203.0.113.7"  # em0
 CLIENT4_BEHIND_NAT = "198.51.100.7"  # em0, with nat=True
@@ -35,7 +36,7 @@ class Internet:
     """The hosts and the wires, as a context manager; several can exist side by side.
 
     Args:
-        release: the FreeBSD release that client and server speak: "15.1" or "13.2".
+        release: the FreeBSD release that client and server speak, one of ``machine.RELEASES``.
         lan: whether there is a host behind the client (``lan``, at its em1)
             that listens to router advertisements.
         nat: whether the client sits behind a NAT box (``nat``).
@@ -51,7 +52,9 @@ class Internet:
     lan: Host
     nat: Host
 
-    def __init__(self, release: str = "15.1", *, lan: bool = False, nat: bool = False) -> None:
+    def __init__(
+        self, release: str = machine.RELEASES[0], *, lan: bool = False, nat: bool = False
+    ) -> None:
         if not enclosure.inside():
             raise RuntimeError(enclosure.OUTSIDE)
         self._release = release
@@ -95,7 +98,6 @@ class Internet:
             self.nat = host("nat")
 
     def _lay_wires(self) -> None:
-        """Both ends of a wire are born where they belong: nothing collides here."""
         client_side = self.nat if self._with_nat else self.client
         wires = [
             (client_side, "eth1" if self._with_nat else "em0", self.router, "eth0"),
@@ -106,12 +108,12 @@ class Internet:
             wires.append((self.client, "em0", self.nat, "eth0"))
         if self._with_lan:
             wires.append((self.client, "em1", self.lan, "eth0"))
-        batch = "".join(
-            f"link add {name} netns {host.pid} address {_ether(host, name)} type veth"
-            f" peer name {peer_name} netns {peer.pid} address {_ether(peer, peer_name)}\n"
-            for host, name, peer, peer_name in wires
+        machine.join(
+            [
+                (End(host.place, name, _ether(host, name)), End(peer.place, far, _ether(peer, far)))
+                for host, name, peer, far in wires
+            ]
         )
-        subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
 
     def _configure(self) -> None:
         client = "198.51.100.7/24" if self._with_nat else "203.0.113.7/24"
@@ -129,46 +131,21 @@ class Internet:
                 route -n add default 192.0.2.254
                 sysctl net.inet6.ip6.forwarding=1
                 """,
-            # The IPv4 internet carries no IPv6, by anyone's accident.
-            self.router: """
-                echo 1 >/proc/sys/net/ipv4/ip_forward
-                echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
-                ip link set eth0 up
-                ip link set eth1 up
-                ip address add 203.0.113.1/24 dev eth0
-                ip address add 192.0.2.254/24 dev eth1
-                """,
-            self.far: """
-                ip link set eth0 up
-                ip address add 2001:db8:0:ff::2/64 dev eth0
-                ip route add default via 2001:db8:0:ff::1
-                """,
         }
         if self._with_lan:
             scripts[self.client] += "ifconfig em1 up\n"
-            scripts[self.lan] = "ip link set eth0 up\n"
-        if self._with_nat:
-            scripts[self.nat] = """
-                echo 1 >/proc/sys/net/ipv4/ip_forward
-                ip link set eth0 up
-                ip link set eth1 up
-                ip address add 198.51.100.1/24 dev eth0
-                ip address add 203.0.113.7/24 dev eth1
-                ip route add default via 203.0.113.1
-                nft 'table ip nat {
-                    chain out {
-                        type nat hook postrouting priority srcnat
-                        oifname "eth1" masquerade
-                    }
-                }'
-                """
+        scripts |= {
+            getattr(self, name): setup
+            for name, setup in machine.SETUPS.items()
+            if name in vars(self)
+        }
         # The hosts do not wait for each other.
         running = {
             host: host.popen(["sh", "-ec", script], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
             for host, script in scripts.items()
         }
         for host, script in running.items():
-            out, err = script.communicate(timeout=30)
+            out, err = script.communicate(timeout=30 * SLOW)
             if script.returncode != 0 or err:
                 raise CommandFailed(script.returncode, f"set-up of {host.name}", out, err)
 

@@ -5,26 +5,12 @@ import re
 import subprocess
 from typing import Protocol
 
+from lab.machine import machine
+
 Snapshot = dict[str, list[str]]
 """What was looked at -> the lines seen."""
 
 # Headings are the keys of the snapshot; the commands' own words are the lines.
-_LOOKS = {
-    "interfaces": "ip -o link",
-    "addresses": "ip -o address",
-    "IPv4 routes": "ip -4 route show table all",
-    "IPv6 routes": "ip -6 route show table all",
-    "IPv4 rules": "ip -4 rule",
-    "IPv6 rules": "ip -6 rule",
-    "settings": """cd /proc/sys/net && grep . ipv4/ip_forward \
-        ipv6/conf/*/forwarding ipv6/conf/*/accept_ra ipv6/conf/*/disable_ipv6""",
-    # Type, mode, owner, size and, for files, a check sum of what is in them. What is in
-    # /run/freebsd is the machinery behind FreeBSD's commands, whose view is compared itself.
-    "files": """find /run /usr/local/etc -path /run/freebsd -prune -o ! -name '*.log' \
-            ! -type f -printf '%M %u %p %l\\n'
-        find /run /usr/local/etc -path /run/freebsd -prune -o ! -name '*.log' \
-            -type f -printf '%M %u %s bytes ' -exec cksum {} ';'""",
-}
 _FREEBSD_LOOKS = {
     "ifconfig -a": "ifconfig -a",
     "netstat -rn": "netstat -rn",
@@ -48,7 +34,7 @@ def snapshot(run: _Run, *, freebsd: bool) -> Snapshot:
         run: runs a command in it.
         freebsd: whether it has FreeBSD's commands: then their view is included.
     """
-    looks = _LOOKS | _FREEBSD_LOOKS if freebsd else _LOOKS
+    looks = {**machine.LOOKS, **(_FREEBSD_LOOKS if freebsd else {})}
     # One shell for all of them: entering a host takes time.
     script = "\n".join(f"( {command}\n) 2>&1; printf '\\0'" for command in looks.values())
     answers = run(["sh", "-c", script], check=False).stdout.split("\0")

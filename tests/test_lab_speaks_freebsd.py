@@ -23,6 +23,8 @@ import pytest
 
 from lab.host import Host
 from lab.internet import CLIENT4, FAR6, SERVER4, Internet
+from lab.linux import join
+from lab.machine import End
 from lab.snapshot import difference as difference_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
@@ -319,8 +321,11 @@ def machine(etc: Path, far: Host, release: str) -> Iterator[Host]:
     host.write("/run/freebsd/rtadvd-seconds", "0.3", 0o644)
     # Duplicate address detection is part of what was recorded.
     host.run(["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/accept_dad"])
-    wire = f"link add vtnet0 netns {host.pid} address 52:54:00:99:00:02 type veth"
-    subprocess.run(["ip", *f"{wire} peer eth0 netns {far.pid}".split()], check=True)
+    ends = (
+        End(host.place, "vtnet0", "52:54:00:99:00:02"),
+        End(far.place, "eth0", "52:54:00:99:00:01"),
+    )
+    join([ends])
     far.run(["ip", "link", "set", "eth0", "up"])
     far.run(["ip", "address", "add", "10.99.0.1/24", "dev", "eth0"])
     far.run(["ip", "address", "add", "fd99::1/64", "dev", "eth0"])

@@ -24,6 +24,7 @@ from dtcp import wire
 
 from lab.host import Host
 from lab.internet import SERVER4, Internet
+from lab.linux import Namespaces
 from lab.snapshot import difference
 from tests.running import ROOT, SERVER, Program, wait_until
 from tests.trust import Figure
@@ -40,9 +41,11 @@ INNER = "2001:db8:1::6 2001:db8:1::5"
 def _in_network_of(host: Host, make: Callable[[], socket.socket]) -> socket.socket:
     """A socket in the network of a host: namespaces belong to threads, so one goes there for it."""
     made: list[socket.socket] = []
+    place = host.place
+    assert isinstance(place, Namespaces)
 
     def go() -> None:
-        with open(f"/proc/{host.pid}/ns/net") as network:
+        with open(f"/proc/{place.pid}/ns/net") as network:
             assert ctypes.CDLL(None, use_errno=True).setns(network.fileno(), 0) == 0
         made.append(make())
 

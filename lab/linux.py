@@ -1,0 +1,226 @@
+"""Hosts out of Linux namespaces.
+
+A host is a network, a mount and a host-name namespace, kept by one process that does nothing (the
+anchor). The run as a whole lives in namespaces too: the kernel cleans up, whoever is killed.
+
+    supervisor --- setpriv, then unshare --- process 1 (init.py) --- command
+                   killed by the kernel      killed by the kernel
+                   when the supervisor dies  when unshare dies
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab.machine import End
+
+FREEBSD_COMMANDS = Path(__file__).resolve().parent / "freebsd" / "bin"
+_INIT = Path(__file__).resolve().with_name("init.py")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PR_SET_CHILD_SUBREAPER = 36
+
+RELEASES: tuple[str, ...] = ("15.1", "13.2")
+
+# $1: host name, $2: directory with the files that go over those in /etc.
+# The bind mounts come first: resolv.conf may be a link into /run.
+_ANCHOR = """
+set -e
+echo "$1" >/proc/sys/kernel/hostname
+for file in hosts nsswitch.conf resolv.conf; do
+    if [ -e "/etc/$file" ]; then mount --bind "$2/$file" "/etc/$file"; fi
+done
+mount -t tmpfs -o mode=755 tmpfs /run
+if [ ! -L /var/run ]; then mount --bind /run /var/run; fi
+mount -t tmpfs -o mode=755 tmpfs /usr/local/etc
+mount -t tmpfs -o mode=755 tmpfs /var/db
+# Known beginnings, whatever the machine has (IPv4 settings are inherited from it).
+echo 0 >/proc/sys/net/ipv4/ip_forward
+echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
+echo 0 >/proc/sys/net/ipv4/conf/default/rp_filter
+# No waiting for duplicate address detection: addresses are good at once.
+echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
+echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+ip link set lo up
+echo ready
+exec cat
+"""
+
+SETUPS = {
+    # The IPv4 internet carries no IPv6, by anyone's accident.
+    "router": """
+        echo 1 >/proc/sys/net/ipv4/ip_forward
+        echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+        ip link set eth0 up
+        ip link set eth1 up
+        ip address add 203.0.113.1/24 dev eth0
+        ip address add 192.0.2.254/24 dev eth1
+        """,
+    "far": """
+        ip link set eth0 up
+        ip address add 2001:db8:0:ff::2/64 dev eth0
+        ip route add default via 2001:db8:0:ff::1
+        """,
+    "lan": "ip link set eth0 up\n",
+    "nat": """
+        echo 1 >/proc/sys/net/ipv4/ip_forward
+        ip link set eth0 up
+        ip link set eth1 up
+        ip address add 198.51.100.1/24 dev eth0
+        ip address add 203.0.113.7/24 dev eth1
+        ip route add default via 203.0.113.1
+        nft 'table ip nat {
+            chain out {
+                type nat hook postrouting priority srcnat
+                oifname "eth1" masquerade
+            }
+        }'
+        """,
+}
+
+LOOKS = {
+    "interfaces": "ip -o link",
+    "addresses": "ip -o address",
+    "IPv4 routes": "ip -4 route show table all",
+    "IPv6 routes": "ip -6 route show table all",
+    "IPv4 rules": "ip -4 rule",
+    "IPv6 rules": "ip -6 rule",
+    "settings": """cd /proc/sys/net && grep . ipv4/ip_forward \
+        ipv6/conf/*/forwarding ipv6/conf/*/accept_ra ipv6/conf/*/disable_ipv6""",
+    # Type, mode, owner, size and, for files, a check sum of what is in them. What is in
+    # /run/freebsd is the machinery behind FreeBSD's commands, whose view is compared itself.
+    "files": """find /run /usr/local/etc -path /run/freebsd -prune -o ! -name '*.log' \
+            ! -type f -printf '%M %u %p %l\\n'
+        find /run /usr/local/etc -path /run/freebsd -prune -o ! -name '*.log' \
+            -type f -printf '%M %u %s bytes ' -exec cksum {} ';'""",
+}
+
+
+class Namespaces:
+    """The namespaces of one host."""
+
+    def __init__(self, name: str, etc: Path) -> None:
+        # Without a fork in between, the process we start is the anchor. It
+        # ends when we close its input or are no more.
+        self._anchor = subprocess.Popen(
+            [
+                *("unshare", "--net", "--uts", "--mount", "--propagation", "private"),
+                *("sh", "-c", _ANCHOR, "sh", name, str(etc)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._anchor.stdout is not None
+        if self._anchor.stdout.readline() != "ready\n":
+            raise RuntimeError(f"lab: the namespaces of {name} could not be made")
+        self._net = os.readlink(f"/proc/{self.pid}/ns/net")
+
+    @property
+    def pid(self) -> int:
+        """Process id of the anchor: stands for the host in ``ip link ... netns PID``."""
+        return self._anchor.pid
+
+    def enter(self, words: Sequence[str], *, freebsd: bool) -> list[str]:
+        path = f"{FREEBSD_COMMANDS}:{_PATH}" if freebsd else _PATH
+        return [
+            *("nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", "--"),
+            *("env", f"PATH={path}", *words),
+        ]
+
+    def processes(self) -> dict[int, str]:
+        found = {}
+        for entry in Path("/proc").iterdir():
+            # Processes come and go while we look, and the dead have no namespaces.
+            with suppress(OSError):
+                if entry.name.isdecimal() and os.readlink(entry / "ns/net") == self._net:
+                    words = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                    found[int(entry.name)] = b" ".join(words).decode(errors="replace")
+        found.pop(self.pid, None)
+        return found
+
+    def close(self) -> None:
+        self._anchor.kill()
+        self._anchor.communicate()
+        limit = time.monotonic() + 5
+        while (left := self.processes()) and time.monotonic() < limit:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+place = Namespaces
+
+
+def join(wires: Sequence[tuple[End, End]]) -> None:
+    """Both ends of a wire are born where they belong: nothing collides here."""
+    words = []
+    for ends in wires:
+        born = []
+        for end in ends:
+            assert isinstance(end.place, Namespaces)
+            born.append(f"{end.interface} netns {end.place.pid} address {end.ether}")
+        words.append(f"link add {born[0]} type veth peer name {born[1]}\n")
+    subprocess.run(["ip", "-batch", "-"], input="".join(words), text=True, check=True)
+
+
+def ping(address: str, count: int, seconds: int) -> list[str]:
+    family = "-6" if ":" in address else "-4"
+    return ["ping", family, "-n", "-c", str(count), "-i", "0.2", "-W", str(seconds), address]
+
+
+def reach(address: str, seconds: int) -> list[str]:
+    return ["ping", "-c", "1", "-i", "0.2", "-w", str(seconds), address]
+
+
+def write(path: str, mode: int) -> list[str]:
+    return ["install", "-D", f"--mode={mode:o}", "/dev/stdin", path]
+
+
+def inside() -> bool:
+    words = Path("/proc/1/cmdline").read_bytes().split(b"\0")
+    return words[1:3] == [b"-I", b"-S"] and words[3].endswith(b"/lab/init.py")
+
+
+@contextmanager
+def enclosed(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    # The first process of the enclosure becomes our child when the one between
+    # us is killed, and it can be waited for: it ends last of all in there.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    lifeline, held = os.pipe()  # `held` is closed by our end, whatever it is
+    child = None
+    try:
+        child = subprocess.Popen(_words(lifeline, command), pass_fds=[lifeline])
+        os.close(lifeline)
+        yield child
+    finally:
+        os.close(held)
+        if child is not None:
+            child.kill()
+        _reap()
+
+
+def _words(lifeline: int, command: Sequence[str]) -> list[str]:
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--fork", "--kill-child", "--pid", "--mount-proc"),
+        *("--mount", "--propagation", "private", "--net", "--uts"),
+        *(sys.executable, "-I", "-S", str(_INIT), str(lifeline)),
+        *command,
+    ]
+
+
+def _reap() -> None:
+    """Wait for every child, adopted ones included."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
