@@ -21,7 +21,7 @@ from lab import SLOW, enclosure
 from lab.capture import Packet
 from lab.host import Host
 from lab.internet import CLIENT4, FAR6, SERVER4, SERVER6, SERVER_NAME, Internet
-from lab.machine import machine
+from lab.machine import FREEBSD, machine
 from lab.snapshot import difference
 
 TYPES = ("host", "tunnelonly", "network")
@@ -110,7 +110,10 @@ class _Demo:
             " taken down, and no trace of it left."
         )
         other = next(kind for kind in reversed(TYPES) if kind != self._kind)
-        self._note(f"Try next: make demo TYPE={other}; make demo RELEASE=13.2; make test")
+        if FREEBSD:
+            self._note(f"Try next: python3 -m lab demo --type {other}")
+        else:
+            self._note(f"Try next: make demo TYPE={other}; make demo RELEASE=13.2; make test")
 
     @property
     def _hosts(self) -> tuple[Host, ...]:

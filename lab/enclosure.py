@@ -1,8 +1,9 @@
 """Run a command so that nothing it makes outlives it.
 
 An enclosure has an empty directory for temporary files, and hosts can be made
-in it. Everything made in it is gone when the run ends, and that
-includes ``kill -9`` of any process involved: ``linux`` says how.
+in it. Everything made in it is gone when the run ends. On Linux it consists of
+namespaces, and that includes ``kill -9`` of any process involved (``linux``);
+on FreeBSD the next run clears what a killed one has left (``jails``).
 """
 
 import os

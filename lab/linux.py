@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -182,6 +184,74 @@ def reach(address: str, seconds: int) -> list[str]:
     return ["ping", "-c", "1", "-i", "0.2", "-w", str(seconds), address]
 
 
+def link(interface: str, *, up: bool) -> list[str]:
+    return ["ip", "link", "set", interface, "up" if up else "down"]
+
+
+def identity(interface: str) -> list[str]:
+    return ["sh", "-c", 'ip -o link show "$1" | cut -d : -f 1', "sh", interface]
+
+
+def autoconfigured(interface: str) -> list[str]:
+    script = "ip -6 -o address show dev $1 scope global | grep -o 'inet6 [^ ]*/64' | cut -c 7-"
+    return ["sh", "-c", script, "sh", interface]
+
+
+def default_router() -> list[str]:
+    return ["ip", "-6", "route", "show", "default"]
+
+
+def refuse(protocol: str, port: int, answer: str) -> list[str]:
+    what = {
+        "": "drop",
+        "unreachable": "reject with icmp port-unreachable",
+        "reset": "tcp flags & (syn | ack) == ack reject with tcp reset",
+    }[answer]
+    chains = "".join(
+        f"chain {hook} {{\n"
+        f"type filter hook {hook} priority filter\n"
+        f"{protocol} dport {port} {what}\n"
+        "}\n"
+        for hook in ("input", "forward")
+    )
+    return ["nft", f"table ip refuse {{\n{chains}}}"]
+
+
+def accept_all() -> list[str]:
+    return ["sh", "-c", "nft delete table ip refuse 2>/dev/null || true"]
+
+
+def nat_forgets(seconds: int) -> list[str]:
+    script = """
+        for state in udp_timeout udp_timeout_stream; do
+            echo $1 >/proc/sys/net/netfilter/nf_conntrack_$state
+        done
+        """
+    return ["sh", "-ec", script, "sh", str(seconds)]
+
+
+def nat_forwards(port: int, address: str, to: int) -> list[str]:
+    rules = f"""table ip forward_udp {{
+        chain in {{
+            type nat hook prerouting priority dstnat
+            iifname "eth1" udp dport {port} dnat to {address}:{to}
+        }}
+        chain out {{
+            type nat hook postrouting priority srcnat - 1
+            oifname "eth1" udp sport {to} snat to 203.0.113.7:{port}
+        }}
+    }}"""
+    return ["nft", rules]
+
+
+def costs(pid: int) -> tuple[int, int, int]:
+    status = Path(f"/proc/{pid}/status").read_text()
+    threads, memory = (
+        int(re.findall(rf"{n}:\s+([0-9]+)", status)[0]) for n in ("Threads", "VmRSS")
+    )
+    return len(os.listdir(f"/proc/{pid}/fd")), threads, memory
+
+
 def write(path: str, mode: int) -> list[str]:
     return ["install", "-D", f"--mode={mode:o}", "/dev/stdin", path]
 
@@ -189,6 +259,19 @@ def write(path: str, mode: int) -> list[str]:
 def inside() -> bool:
     words = Path("/proc/1/cmdline").read_bytes().split(b"\0")
     return words[1:3] == [b"-I", b"-S"] and words[3].endswith(b"/lab/init.py")
+
+
+def traces() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {"processes": set(), "namespaces": set()}
+    for process in Path("/proc").glob("[0-9]*"):
+        # One may end while we look.
+        with suppress(OSError):
+            found["namespaces"] |= {os.readlink(link) for link in (process / "ns").iterdir()}
+            found["processes"].add(process.name)
+    found["mounts"] = set(Path("/proc/self/mountinfo").read_text().splitlines())
+    found["interfaces"] = {name for _, name in socket.if_nameindex()}
+    found["files"] = {str(path) for top in ("/run", "/dev/shm") for path in Path(top).rglob("*")}
+    return found
 
 
 @contextmanager

@@ -1,16 +1,19 @@
-"""What a system must offer to make hosts, behind one interface.
+"""The two ways to make hosts, behind one interface: namespaces on Linux, VNET jails on FreeBSD.
 
-Everything that only one system has stands in a module of its own (``linux``), under the names that
+Everything that only one system has stands in ``linux`` or in ``jails``, under the names that
 ``Machine`` lists. Who uses them, tests included, asks ``machine`` and cannot tell which one it is.
 """
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from lab import linux
+from lab import jails, linux
+
+FREEBSD = os.uname().sysname == "FreeBSD"
 
 
 class Place(Protocol):
@@ -43,7 +46,7 @@ class End(NamedTuple):
 
 
 class Machine(Protocol):
-    """What ``linux`` has, and what another system would need."""
+    """What ``linux`` and ``jails`` both have."""
 
     @property
     def RELEASES(self) -> tuple[str, ...]:
@@ -73,6 +76,10 @@ class Machine(Protocol):
         """Whether this process runs in an enclosure."""
         ...
 
+    def traces(self) -> dict[str, set[str]]:
+        """All that a run inside this enclosure might leave behind."""
+        ...
+
     def place(self, name: str, etc: Path) -> Place:
         """Make a host.
 
@@ -97,9 +104,52 @@ class Machine(Protocol):
         """The words that send requests until the first reply; status 0: there was one in time."""
         ...
 
+    def link(self, interface: str, *, up: bool) -> list[str]:
+        """The words that switch an interface on or off."""
+        ...
+
+    def identity(self, interface: str) -> list[str]:
+        """The words that print the same only for the same interface, and not for one made anew."""
+        ...
+
+    def autoconfigured(self, interface: str) -> list[str]:
+        """The words that print a host's global IPv6 addresses, a line each: ADDRESS/64."""
+        ...
+
+    def default_router(self) -> list[str]:
+        """The words that print a host's default router for IPv6, or nothing."""
+        ...
+
+    def refuse(self, protocol: str, port: int, answer: str) -> list[str]:
+        """The words that let a firewall refuse packets to a port.
+
+        Args:
+            protocol: "udp" or "tcp".
+            port: of their destination.
+            answer: "" for none, "unreachable", or "reset", which a TCP connection gets once it is
+                established.
+        """
+        ...
+
+    def accept_all(self) -> list[str]:
+        """The words that end all that ``refuse`` has begun."""
+        ...
+
+    def nat_forgets(self, seconds: int) -> list[str]:
+        """The words that let a NAT box forget silent UDP flows so soon."""
+        ...
+
+    def nat_forwards(self, port: int, address: str, to: int) -> list[str]:
+        """The words that let a NAT box have one UDP port for a port of a host behind it."""
+        ...
+
+    def costs(self, pid: int) -> tuple[int, int, int]:
+        """Descriptors, threads, and KiB of memory of a process."""
+        ...
+
     def write(self, path: str, mode: int) -> list[str]:
         """The words that make or replace a file from standard input."""
         ...
 
 
-machine: Machine = linux
+machine: Machine = jails if FREEBSD else linux

@@ -1,4 +1,7 @@
-"""What the tests share: a small internet each, in every release of FreeBSD we speak."""
+"""What the tests share: a small internet each, in every release of FreeBSD we speak.
+
+On FreeBSD that is the release of the machine; what cannot be tried there is left out by name.
+"""
 
 from collections.abc import Iterator
 
@@ -6,15 +9,18 @@ import pytest
 
 from lab import enclosure
 from lab.internet import Internet
-from tests import trust
+from lab.machine import FREEBSD, machine
+from tests import left_out, trust
+
+LEFT_OUT = pytest.StashKey[list[str]]()  # the reason for each test that is left out
 
 
 def pytest_configure(config: pytest.Config) -> None:
     trust.configure(config)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs the enclosure needs Linux: `-m "not lab"` leaves it out.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whatever needs the enclosure needs root: `-m "not lab"` leaves it out.
 
     The hazards that a test proves go into its report.
     """
@@ -23,6 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.lab)
         for mark in item.iter_markers("hazard"):
             item.user_properties.append(("hazard", mark.args))
+    if FREEBSD:
+        reasons = {item: reason for item in items if (reason := left_out.why(item))}
+        config.hook.pytest_deselected(items=list(reasons))
+        items[:] = [item for item in items if item not in reasons]
+        config.stash[LEFT_OUT] = list(reasons.values())
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    reasons = config.stash.get(LEFT_OUT, None)
+    for line in left_out.summary(reasons or []):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture
@@ -42,10 +61,10 @@ def enclosed() -> None:
         pytest.fail(enclosure.OUTSIDE, pytrace=False)
 
 
-@pytest.fixture(params=["15.1", "13.2"])
+@pytest.fixture(params=["real"] if FREEBSD else machine.RELEASES)
 def release(request: pytest.FixtureRequest) -> str:
-    """The FreeBSD release whose commands the hosts speak."""
-    return str(request.param)
+    """The FreeBSD release whose commands the hosts speak: on FreeBSD always its own."""
+    return machine.RELEASES[0] if FREEBSD else str(request.param)
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from lab import SLOW
 from lab.host import Host
 from lab.internet import Internet
+from lab.machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 15.0  # seconds for anything that is waited for
+LIMIT = 15.0  # seconds for anything that is waited for; like all limits, of a usual machine
 
 SERVER = "tunnel.example.org"
 PREFIX = "2001:db8:1::"  # of tunnels of type host: the first client gets ::6, the server ::5
@@ -56,7 +58,7 @@ class Program:
             return bool(found) or self._process.poll() is not None
 
         with self._changed:
-            end = time.monotonic() + limit
+            end = time.monotonic() + limit * SLOW
             while not seen() and time.monotonic() < end:
                 self._changed.wait(0.05)
         assert found, f"no {pattern!r} in:\n" + "\n".join(self.lines)
@@ -71,8 +73,8 @@ class Program:
 
     def status(self, limit: float = LIMIT) -> int:
         """Wait for its end; the exit status."""
-        status = self._process.wait(limit)
-        self._reader.join(limit)
+        status = self._process.wait(limit * SLOW)
+        self._reader.join(limit * SLOW)
         return status
 
     def end(self, number: int = signal.SIGTERM) -> int:
@@ -147,16 +149,20 @@ def go_wrong(net: Internet, *rules: dict[str, object]) -> None:
     net.client.write("/run/freebsd/faults", json.dumps(rules))
 
 
+def identity(host: Host, interface: str) -> str:
+    """Stays the same as long as the interface does: one made anew has another."""
+    return host.run(machine.identity(interface)).stdout
+
+
 def ping(host: Host, address: str = FAR) -> bool:
     """Whether `address` answers."""
-    words = ["ping", "-c", "1", "-i", "0.2", "-w", "5", address]
-    return host.run(words, check=False).returncode == 0
+    return host.run(machine.reach(address, 5), check=False).returncode == 0
 
 
 def wait_until(what: str, true: object, limit: float = LIMIT) -> None:
     """Wait until the function `true` says so."""
     assert callable(true)
-    end = time.monotonic() + limit
+    end = time.monotonic() + limit * SLOW
     while not true():
         assert time.monotonic() < end, f"waited in vain for: {what}"
         time.sleep(0.02)

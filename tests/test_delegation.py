@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from lab.internet import Internet
+from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import FAR, Program, login, ping, serve, set_users, wait_until
 
@@ -26,12 +26,11 @@ def net(release: str, enclosed: None) -> Iterator[Internet]:
 
 
 def _lan_addresses(net: Internet) -> list[str]:
-    shown = net.lan.run(["ip", "-6", "-o", "address", "show", "dev", "eth0", "scope", "global"])
-    return re.findall(r"inet6 (\S+)/64", shown.stdout)
+    return net.lan.run(machine.autoconfigured("eth0")).stdout.replace("/64", "").split()
 
 
 def _lan_router(net: Internet) -> str:
-    return net.lan.run(["ip", "-6", "route", "show", "default"]).stdout
+    return net.lan.run(machine.default_router()).stdout
 
 
 def _no_rtadvd(net: Internet) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from dtcp import wire
 
 from lab.internet import SERVER4, Internet
+from lab.machine import machine
 from lab.snapshot import Snapshot, difference
 from tests.running import PREFIX, ROOT, Program, Talker, serve, set_users, wait_until
 from tests.trust import Figure
@@ -23,15 +22,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indi
 
 SCANNED = 4000  # connections
 WORKERS = 4  # of the server, each with a thread and a shell that has another
-
-
-def _costs(pid: int) -> tuple[int, int, int]:
-    """Descriptors, threads, and KiB of memory of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    threads, memory = (
-        int(re.findall(rf"{n}:\s+([0-9]+)", status)[0]) for n in ("Threads", "VmRSS")
-    )
-    return len(os.listdir(f"/proc/{pid}/fd")), threads, memory
 
 
 def _gifs(net: Internet) -> int:
@@ -62,17 +52,17 @@ def test_a_scan_gets_documented_replies_and_leaves_nothing(net: Internet, figure
         before = net.server.snapshot()
         net.server.run([*scan, "500", "0"], timeout=120)
         wait_until("no tunnel is left", lambda: not _gifs(net), 60)
-        costs = _costs(server.pid)
+        costs = machine.costs(server.pid)
         done = net.server.run([*scan, str(SCANNED), "500"], timeout=240, check=False)
         assert not server.ended, "\n".join(server.lines[-30:])
         assert not done.stderr
         *heard, count = done.stdout.splitlines()
         assert count == f"{SCANNED} conversations"
         wait_until("no tunnel is left", lambda: not _gifs(net), 60)
-        wait_until("as few descriptors", lambda: _costs(server.pid)[0] == costs[0])
+        wait_until("as few descriptors", lambda: machine.costs(server.pid)[0] == costs[0])
         # Its workers are not many, but not all may have been needed before.
-        assert _costs(server.pid)[1] <= costs[1] + 2 * WORKERS
-        assert _costs(server.pid)[2] < costs[2] + 2048
+        assert machine.costs(server.pid)[1] <= costs[1] + 2 * WORKERS
+        assert machine.costs(server.pid)[2] < costs[2] + 2048
         assert difference(before, net.server.snapshot()) == []
         texts = {
             f"-ERR {text}"
@@ -121,7 +111,7 @@ def test_a_login_copied_from_another_session_fails(net: Internet) -> None:
 @pytest.mark.hazard(35)
 def test_too_many_connections_are_refused_and_the_others_served(net: Internet) -> None:
     with serve(net) as server:
-        before = _costs(server.pid)
+        before = machine.costs(server.pid)
         script = (
             "import socket, sys\n"
             f"socks = [socket.create_connection(('{SERVER4}', 20200), 10) for _ in range(300)]\n"
@@ -136,11 +126,11 @@ def test_too_many_connections_are_refused_and_the_others_served(net: Internet) -
         refused = [line for line in greetings if not line.startswith("+OK ")]
         assert 0 < len(refused) < 300
         assert {*refused} == {f"-ERR {wire.BUSY}"}
-        files, threads, _ = _costs(server.pid)
+        files, threads, _ = machine.costs(server.pid)
         assert files <= before[0] + 300 - len(refused)
         assert threads == before[1]
         many.communicate()
-        wait_until("as few descriptors", lambda: _costs(server.pid)[0] <= before[0])
+        wait_until("as few descriptors", lambda: machine.costs(server.pid)[0] <= before[0])
         with Talker(net, "itojun", "secret", "host") as talker:
             assert talker.answer.startswith("+OK")
         assert server.end() == 0
@@ -159,10 +149,10 @@ def test_who_is_silent_is_closed_and_his_tunnel_removed(net: Internet) -> None:
         with Talker(net, "itojun", "secret", "host") as silent:
             assert silent.answer.startswith("+OK")
             # No FIN comes from a host that has lost its power.
-            net.router.run(["ip", "link", "set", "eth0", "down"])
+            net.router.run(machine.link("eth0", up=False))
             server.wait_for("itojun: down: timed out")
             wait_until("its tunnel is gone", lambda: not _gifs(net))
-        net.router.run(["ip", "link", "set", "eth0", "up"])
+        net.router.run(machine.link("eth0", up=True))
         assert server.end() == 0
 
 

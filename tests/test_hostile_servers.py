@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from lab.internet import CLIENT4, SERVER4, SERVER_NAME, Internet
+from lab.machine import machine
 from lab.snapshot import Snapshot, difference
 from tests.running import PREFIX, Program
 
@@ -226,18 +227,8 @@ def lab() -> Iterator[Lab]:
     with Internet() as net:
         auth = f"{SERVER_NAME}:{USER}:{PASSWORD}\nnowhere.example.org:{USER}:{PASSWORD}\n"
         net.client.write("/usr/local/etc/dtcpc.auth", auth)
-        net.router.run(
-            [
-                "nft",
-                f"""table ip filter {{
-                    chain forward {{
-                        type filter hook forward priority filter
-                        tcp dport {BLACK_HOLE} drop
-                        tcp dport {REJECTED} tcp flags & (syn | ack) == ack reject with tcp reset
-                    }}
-                }}""",
-            ]
-        )
+        net.router.run(machine.refuse("tcp", BLACK_HOLE, ""))
+        net.router.run(machine.refuse("tcp", REJECTED, "reset"))
         with ExitStack() as stack:
             words = ("tests/servers", "hostile", json.dumps(scenes))
             server = stack.enter_context(Program(net.server, *words))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sys
@@ -12,15 +11,15 @@ import time
 import pytest
 
 from lab.internet import Internet
+from lab.machine import machine
 from lab.snapshot import difference
-from tests.running import ROOT, SERVER, Program, login, ping, serve, set_users, wait_until
+from tests.running import ROOT, SERVER, Program, identity, login, ping, serve, set_users, wait_until
 
 pytestmark = pytest.mark.lab
 
 
 def _index(net: Internet) -> str:
-    """The number of the client's gif0 in the kernel: another one means another interface."""
-    return net.client.run(["ip", "-o", "link", "show", "gif0"]).stdout.partition(":")[0]
+    return identity(net.client, "gif0")
 
 
 def _commands(client: Program, since: int) -> list[str]:
@@ -148,8 +147,8 @@ def test_hup_logs_in_again_without_a_flap(net: Internet) -> None:
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 def test_twenty_logins_cost_no_descriptors_and_no_threads(net: Internet) -> None:
     def costs() -> tuple[int, int]:
-        place = f"/proc/{client.pid}"
-        return len(os.listdir(f"{place}/fd")), len(os.listdir(f"{place}/task"))
+        descriptors, threads, _ = machine.costs(client.pid)
+        return descriptors, threads
 
     with serve(net), login(net.client, "-t", "host") as client:
         client.wait_for("up after")

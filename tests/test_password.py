@@ -244,6 +244,13 @@ test "$(stty -g)" = "$before" && echo terminal the same || echo terminal changed
 """
 
 
+# A session of its own has no terminal.
+WITHOUT_TERMINAL = [
+    *(sys.executable, "-c"),
+    "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])",
+]
+
+
 @pytest.fixture(scope="module")
 def net() -> Iterator[Internet]:
     """An internet whose server speaks as KAME's did; no client here may change anything."""
@@ -359,7 +366,7 @@ def test_a_terminal_that_hangs_up_ends_it_quietly(net: Internet) -> None:
 
 @pytest.mark.lab
 def test_without_a_terminal_it_is_one_line_before_anything_is_sent(net: Internet) -> None:
-    run = net.client.run(["setsid", "--wait", *CLIENT], check=False)
+    run = net.client.run([*WITHOUT_TERMINAL, *CLIENT], check=False)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == (
         "dtcpc: no password: not in the password file, and no terminal to ask"
@@ -372,7 +379,7 @@ def test_without_a_terminal_it_is_one_line_before_anything_is_sent(net: Internet
 def test_a_password_in_the_file_is_not_asked_for(net: Internet) -> None:
     net.client.write("/run/x/auth", f"{SERVER_NAME}:{USER}:{SECRET}\n")
     argv = [*CLIENT[:2], "--auth-file", "/run/x/auth", *CLIENT[2:]]
-    run = net.client.run(["setsid", "--wait", *argv], check=False)
+    run = net.client.run([*WITHOUT_TERMINAL, *argv], check=False)
     net.client.run(["rm", "-r", "/run/x"])
     assert run.returncode == 0
     assert "ifconfig gif create" in run.stdout
@@ -383,7 +390,7 @@ def test_a_password_in_the_file_is_not_asked_for(net: Internet) -> None:
 def test_a_file_that_is_refused_is_named_and_nothing_is_sent(net: Internet) -> None:
     net.client.write("/run/x/auth", f"{SERVER_NAME}:{USER}:{SECRET}\n", 0o644)
     argv = [*CLIENT[:2], "--auth-file", "/run/x/auth", *CLIENT[3:]]
-    run = net.client.run(["setsid", "--wait", *argv], check=False)
+    run = net.client.run([*WITHOUT_TERMINAL, *argv], check=False)
     net.client.run(["rm", "-r", "/run/x"])
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == "dtcpc: /run/x/auth: readable by others; chmod 600 /run/x/auth\n"
@@ -392,7 +399,7 @@ def test_a_file_that_is_refused_is_named_and_nothing_is_sent(net: Internet) -> N
 @pytest.mark.lab
 def test_a_named_file_that_is_not_there_is_an_error_and_no_prompt(net: Internet) -> None:
     argv = [*CLIENT[:2], "--auth-file", "/run/nowhere", *CLIENT[3:]]
-    run = net.client.run(["setsid", "--wait", *argv], check=False)
+    run = net.client.run([*WITHOUT_TERMINAL, *argv], check=False)
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == "dtcpc: /run/nowhere: no such file\n"
 

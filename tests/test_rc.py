@@ -15,8 +15,9 @@ import pytest
 
 from lab.host import Host
 from lab.internet import Internet
+from lab.machine import machine
 from tests.port import ROOT, Port, stage
-from tests.running import DELEGATED, PREFIX, SERVER, ping, serve, set_users, wait_until
+from tests.running import DELEGATED, PREFIX, SERVER, identity, ping, serve, set_users, wait_until
 
 GOOD = {"dtcpc_enable": "YES", "dtcpc_server": SERVER, "dtcpc_username": "itojun"}
 SECOND = "192.0.2.3"  # the server's too: no two tunnels can have the same outer pair
@@ -433,7 +434,7 @@ def test_a_tunnel_from_start_to_stop(net: Internet, client: Service) -> None:
 def test_start_does_not_wait_for_the_network_and_stop_neither(
     net: Internet, client: Service
 ) -> None:
-    net.router.run(["ip", "link", "set", "eth1", "down"])  # packets vanish
+    net.router.run(machine.link("eth1", up=False))  # packets vanish
     client.configure(**GOOD)
     begun = time.monotonic()
     client.does("start")
@@ -776,7 +777,7 @@ def test_a_restart_leaves_the_tunnels_and_one_that_would_fail_the_server(
     client.configure(**GOOD, dtcpc_flags="-t host -Dl")
     client.does("start")
     wait_until("the tunnel", is_up(client))
-    index = net.server.run(["ip", "-o", "link", "show", "gif0"]).stdout.partition(":")[0]
+    index = identity(net.server, "gif0")
 
     dtcps.configure(**good, dtcps_flags="-x")
     assert "mend dtcps_flags" in dtcps.refuses("restart")
@@ -786,7 +787,7 @@ def test_a_restart_leaves_the_tunnels_and_one_that_would_fail_the_server(
     assert "Starting dtcps." in dtcps.does("restart")
     said = f"{port.prefix}/sbin/dtcps --status".split()
     wait_until("itojun is back", lambda: "itojun" in net.server.run([sys.executable, *said]).stdout)
-    assert net.server.run(["ip", "-o", "link", "show", "gif0"]).stdout.startswith(f"{index}:")
+    assert identity(net.server, "gif0") == index
     assert "itojun" in dtcps.does("status")
     client.configure(**GOOD, dtcpc_flags="-t host -Dl")
     client.does("stop")

@@ -18,6 +18,7 @@ from tests.running import (
     ROOT,
     Program,
     Talker,
+    identity,
     login,
     ping,
     serve,
@@ -46,8 +47,7 @@ def _tunnels(net: Internet) -> list[str]:
 
 
 def _index(net: Internet, name: str = "gif0") -> str:
-    """The number of the server's interface in the kernel: another one means another interface."""
-    return net.server.run(["ip", "-o", "link", "show", name]).stdout.partition(":")[0]
+    return identity(net.server, name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL])

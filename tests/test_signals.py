@@ -13,6 +13,7 @@ import pexpect
 import pytest
 
 from lab.internet import Internet
+from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import ROOT, SERVER, Program, go_wrong, login, serve, wait_until
 from tests.trust import Figure
@@ -31,14 +32,9 @@ SENT = [
 ]
 
 
-def _drop(net: Internet, rule: str) -> None:
-    chain = f"type filter hook input priority filter\n{rule}\n"
-    net.server.run(["nft", f"table ip t {{\nchain c {{\n{chain}}}\n}}"])
-
-
 @contextmanager
 def _resolving(net: Internet) -> Iterator[Program]:
-    _drop(net, "udp dport 53 drop")
+    net.server.run(machine.refuse("udp", 53, ""))
     script = """
         echo "hosts: dns" >/etc/nsswitch.conf
         echo "nameserver 192.0.2.1" >/etc/resolv.conf
@@ -51,7 +47,7 @@ def _resolving(net: Internet) -> Iterator[Program]:
 
 @contextmanager
 def _connecting(net: Internet) -> Iterator[Program]:
-    _drop(net, "tcp dport 20200 drop")
+    net.server.run(machine.refuse("tcp", 20200, ""))
     with net.router.capture("eth0", "tcp") as asked, login(net.client, "-l") as client:
         asked.wait(1)
         yield client
@@ -122,7 +118,7 @@ def test_it_ends_in_time_and_leaves_nothing(net: Internet, state: str, figure: F
             assert client.status(IN_TIME) == 0, (numbers, client.lines)
             assert not any("Traceback" in line for line in client.lines)
         assert difference(before, net.client.snapshot()) == [], numbers
-        net.server.run(["sh", "-c", "nft delete table ip t 2>/dev/null || true"])
+        net.server.run(machine.accept_all())
         for name, text in etc.items():
             net.client.run(["sh", "-c", f"cat >/etc/{name}"], input=text)
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from lab.internet import Internet
+from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import (
     DELEGATED,
@@ -351,8 +352,8 @@ def test_the_delegated_prefix_does_not_bounce(net: Internet) -> None:
         net.client.run(["sysctl", "net.inet6.ip6.forwarding=1"])
         unused = "2001:db8:3c3:7::7"
         with net.router.capture("eth0", "ip proto 41") as capture:
-            done = net.far.run(["ping", "-c", "1", "-w", "3", unused], check=False)
-            assert "unreachable" in done.stdout
+            done = net.far.run(machine.ping(unused, 1, 3), check=False)
+            assert "unreachable" in done.stdout.lower()
             # The request in, the answer out: no packet a second time.
             assert len(capture.wait(2)) == 2
 

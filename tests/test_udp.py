@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from lab.internet import Internet
+from lab.internet import CLIENT4_BEHIND_NAT, Internet
+from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import (
     DELEGATED,
@@ -118,11 +119,9 @@ def test_an_unreachable_that_disconnects_the_socket_is_mended(net: Internet) -> 
     with _serve(net, "-U"), login(net.client, "-U", "-t", "host") as client:
         client.wait_for("up after")
         wait_until("packets pass", lambda: ping(net.client))
-        reject = "udp dport 4028 reject with icmp port-unreachable"
-        chain = f"type filter hook input priority filter\n{reject}\n"
-        net.server.run(["nft", f"table ip t {{\nchain c {{\n{chain}}}\n}}"])
+        net.server.run(machine.refuse("udp", 4028, "unreachable"))
         assert not ping(net.client)
-        net.server.run(["nft", "delete", "table", "ip", "t"])
+        net.server.run(machine.accept_all())
         # It looks after its socket every 20 s.
         client.wait_for("had lost its peer: connected again", 30)
         wait_until("packets pass again", lambda: ping(net.client), 40)
@@ -159,8 +158,7 @@ def test_instances_side_by_side_and_one_too_many(net: Internet) -> None:
 
 def test_through_a_nat_that_forgets_quickly(release: str, enclosed: None) -> None:
     with Internet(release, nat=True) as net, _serve(net, "-U") as server:
-        for state in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
-            net.nat.run(["sh", "-c", f"echo 25 >/proc/sys/net/netfilter/{state}"])
+        net.nat.run(machine.nat_forgets(25))
         before = net.client.snapshot()
         with login(net.client, "-U", "-n", "-t", "host") as client:
             client.wait_for("udp=0")
@@ -178,17 +176,7 @@ def test_through_a_nat_that_forgets_quickly(release: str, enclosed: None) -> Non
 def test_through_a_nat_with_a_forwarded_port(release: str, enclosed: None) -> None:
     """-B: the NAT forwards a port of its own to ours."""
     with Internet(release, nat=True) as net, _serve(net, "-U"):
-        rules = """table ip forward_udp {
-            chain in {
-                type nat hook prerouting priority dstnat
-                iifname "eth1" udp dport 7777 dnat to 198.51.100.7:4028
-            }
-            chain out {
-                type nat hook postrouting priority srcnat - 1
-                oifname "eth1" udp sport 4028 snat to 203.0.113.7:7777
-            }
-        }"""
-        net.nat.run(["nft", rules])
+        net.nat.run(machine.nat_forwards(7777, CLIENT4_BEHIND_NAT, 4028))
         with login(net.client, "-U", "-n", "-B", "7777", "-t", "host") as client:
             client.wait_for("udp=7777")
             client.wait_for("up after")

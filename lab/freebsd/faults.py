@@ -37,11 +37,12 @@ MESSAGE = "something went wrong, as the lab was told"
 
 def strike(command: str, arguments: list[str], work: Callable[[], int]) -> int:
     """The exit status of a command whose work is ``work``, if nothing is to go wrong with it."""
-    rule = _due(command, arguments)
+    rule = due(command, arguments)
     return go_wrong(rule["do"], command, work, rule.get("pid_file", PID_FILE)) if rule else work()
 
 
-def _due(command: str, arguments: list[str]) -> dict[str, Any] | None:
+def due(command: str, arguments: list[str]) -> dict[str, Any] | None:
+    """The rule by which this command is to go wrong."""
     try:
         descriptor = os.open(FILE, os.O_RDWR)
     except (FileNotFoundError, PermissionError):
