@@ -648,36 +648,61 @@ class Client:
         self._address_before = own_address(self._server_address)
         with self._connect(secret) as connection:
             self._connection = connection
-            self._server_address = connection.address
             self._address_before = connection.own
             self._apply(connection.login())
             self._keep(connection)
 
     def _connect(self, secret: str) -> Connection:
-        return Connection.open(
+        connection = Connection.open(
             self._options, secret, self._speaker, self._signals, self._log, self._prepare
         )
+        self._server_address = connection.address
+        return connection
 
     def _plan(self, granted: grant.Grant) -> list[plan.Step]:
         if not self._system.done and not self._survey_is_fresh:
             self._survey()
         self._survey_is_fresh = False
-        if not self._system.done and plan.ANYWHERE in self._wanted.destinations:
-            has_default = self._system.default_route(self._wanted.fib)
-            self._host = self._host._replace(default_route=has_default)
-        if not self._system.done:
-            for address in (granted.inner, granted.peer):
-                if address is not None and is_here(address):
-                    raise Failure(
-                        f"{self._options.server}: the server's grant makes no sense:"
-                        f" {address} is an address of this host already"
-                    )
-            fib = self._wanted.fib
-            routed = tuple(each for each in granted.prefixes if self._system.has_route(each, fib))
-            self._host = self._host._replace(routed=routed)
+        if granted != self._granted:
+            self._look_at_routes(granted)
         pid = os.getpid()
         mark = plan.mark("dtcpc", self._options.user, self._options.server, pid)
         return plan.client(granted, self._wanted._replace(node=f"dtcpc{pid}"), self._host, mark)
+
+    def _look_at_routes(self, granted: grant.Grant) -> None:
+        """See that a grant takes nothing from this host.  Raises Failure, CommandFailed."""
+        routes = self._system.ipv6_networks(self._wanted.fib)
+        if not self._system.done:
+            self._host = self._host._replace(
+                default_route=plan.ANYWHERE in routes,
+                routed=tuple(each for each in granted.prefixes if each in routes),
+            )
+        existing = self._host.existing
+        tunnel = existing.name if existing else self._system.tunnel
+        ours: list[IPv6Network] = [*self._wanted.destinations]
+        ours += [address.network for address in self._wanted.addresses]
+        if self._granted is not None:
+            addresses = (self._granted.inner, self._granted.peer)
+            ours += [*self._granted.prefixes, *(IPv6Network(each) for each in addresses if each)]
+        reached = [
+            network
+            for network, (flags, interface) in routes.items()
+            if interface != tunnel
+            and not {"R", "B"} & set(flags)
+            and not any(network.subnet_of(each) for each in ours if each != plan.ANYWHERE)
+        ]
+        try:
+            grant.check_against(granted, reached)
+            if granted.remote != self._server_address:
+                grant.check_remote_against(granted.remote, self._system.ipv4_networks())
+            if not self._system.done:
+                for address in (granted.inner, granted.peer):
+                    if address is not None and is_here(address):
+                        raise grant.GrantError(f"{address} is an address of this host already")
+        except grant.GrantError as error:
+            raise Failure(
+                f"{self._options.server}: the server's grant makes no sense: {error}"
+            ) from None
 
     def _apply(self, granted: grant.Grant) -> None:
         """Make the host as the grant has it: all of it, or what differs from before."""

@@ -105,6 +105,7 @@ esac
 """
 
 _NETSTAT = """#!/bin/sh
+echo "Routing tables"
 echo "Destination Gateway Flags Netif Expire"
 """
 

@@ -233,7 +233,7 @@ class Bench:
         ]
         surveyed = plan.Host(
             self.existing,
-            default_route=host.default_route(case.options.fib),
+            default_route=plan.ANYWHERE in host.ipv6_networks(case.options.fib),
             lan=tuple(lan),
             advertised=host.advertised() if lan else (),
         )

@@ -55,6 +55,7 @@ HAZARDS: dict[int | str, str] = {
     45: "a login copied from another session, or tried twice: fails",
     46: "log injection: visible; a scan: a bounded log",
     47: "a hundred thousand random sessions: documented replies; memory and descriptors flat",
+    61: "a grant never takes from a host what that reaches without the tunnel: refused whole",
     63: "the unprivileged process hangs, stops or lies: noticed, replaced, the tunnel comes back",
     64: "the password is in no memory but root's, in no generation of that process",
     55: "Python or the program upgraded under the daemon: the rc script still finds it",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ import pytest
 from lab.internet import CLIENT4, SERVER4, SERVER_NAME, Internet
 from lab.machine import machine
 from lab.snapshot import Snapshot, difference
-from tests.running import PREFIX, Program
+from tests.running import PREFIX, Program, login, serve, set_users
 
 pytestmark = pytest.mark.lab
 
@@ -164,6 +165,11 @@ GRANTS = {
     ),
     "11 link-local": grant(
         f"{PAIR} fe80::/64", "fe80::/64 cannot be delegated: it is not global unicast", "network"
+    ),
+    "61 dozens": grant(
+        " ".join([PAIR, *(f"2001:db8:{number}::/48" for number in range(9))]),
+        "more than 8 delegated prefixes",
+        "network",
     ),
     "11 many": grant(
         f"{PAIR} ff00::/16", "ff00::/16 cannot be delegated: it is not global unicast", "network"
@@ -342,6 +348,75 @@ def test_a_server_that_leaves_at_once_takes_the_tunnel_with_it(net: Internet, en
     assert [line for line in program.lines if "lost" in line] == [f"dtcpc: lost: {why}"]
     assert program.lines[-1] == "dtcpc: down"
     assert difference(before, net.client.snapshot()) == []
+
+
+# What the client reaches by its interface and by a route of its administrator's.
+LINK, ROUTED = "2001:db8:5:1::/64", "2001:db9::/32"
+GATEWAY4 = "203.0.113.1"
+TAKEN = {
+    "a prefix": ("network", f"{PAIR} 2001:db9:7::/48", f"2001:db9:7::/48 lies in {ROUTED}"),
+    "an inner address": (
+        "host",
+        f"{PAIR} 2001:db8:5:1::6 {PREFIX}5",
+        f"2001:db8:5:1::6 lies in {LINK}",
+    ),
+    "a neighbour": (
+        "host",
+        f"{PAIR} {PREFIX}6 2001:db8:5:1::9",
+        f"2001:db8:5:1::9 lies in {LINK}",
+    ),
+    "the gateway": (
+        "tunnelonly",
+        f"{CLIENT4} {GATEWAY4}",
+        f"{GATEWAY4} lies in 203.0.113.0/24",
+    ),
+}
+
+
+@pytest.mark.hazard(61)
+def test_what_the_host_reaches_is_not_taken_from_it(net: Internet) -> None:
+    net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER_NAME}:{USER}:{PASSWORD}\n")
+    net.client.run(["ifconfig", "em0", "inet6", "2001:db8:5:1::7", "prefixlen", "64"])
+    net.client.run(["route", "-n", "add", "-inet6", ROUTED, "2001:db8:5:1::1"])
+    before = net.client.snapshot()
+    # Around a network of ours a prefix may be: it is reached as before.
+    cases = {"around": ("network", f"{PAIR} 2001:db8:5::/48", ""), **TAKEN}
+    scenes = {
+        20301 + number: [["say", GREETING], ["hear"], ["say", f"+OK {words}\r\n"], ["silent"]]
+        for number, (_, words, _) in enumerate(cases.values())
+    }
+    with Program(net.server, "tests/servers", "hostile", json.dumps(scenes)) as server:
+        server.wait_for("^ready$")
+        for port, (tunnel_type, _, why) in zip(scenes, cases.values(), strict=True):
+            options = ("-u", USER, "-t", tunnel_type, "-p", str(port))
+            with Program(net.client, "dtcpc", *options, SERVER_NAME) as program:
+                if why:
+                    assert program.status() == FAILED
+                    assert program.lines[-1] == (
+                        f"dtcpc: {SERVER_NAME}: the server's grant makes no sense: {why},"
+                        " which this host reaches without the tunnel"
+                    )
+                else:
+                    program.wait_for("up after")
+                    words = ["route", "-n", "get", "-inet6", "2001:db8:5:1::9"]
+                    assert "interface: em0" in net.client.run(words).stdout
+                    assert program.end() == 0
+            assert difference(before, net.client.snapshot()) == []
+
+
+@pytest.mark.hazard(61)
+def test_nor_at_a_second_login(net: Internet) -> None:
+    with serve(net), login(net.client, "-l", "-t", "network") as client:
+        client.wait_for("up after")
+        net.client.run(["ifconfig", "em0", "inet6", "2001:db8:5:1::7", "prefixlen", "64"])
+        net.client.run(["route", "-n", "add", "-inet6", ROUTED, "2001:db8:5:1::1"])
+        before = net.client.snapshot()
+        set_users(net.server, "", "itojun 2001:db9:7::/48\n")
+        client.send(signal.SIGHUP)
+        client.wait_for(f"makes no sense: 2001:db9:7::/48 lies in {ROUTED}")
+        for looks in ("ifconfig -a", "netstat -rn"):
+            assert net.client.snapshot()[looks] == before[looks]
+        assert client.end() == 0
 
 
 # Words that a shell, or a command, would take for something else.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dtcp import daemon, plan, system
+from dtcp import daemon, plan, run, system
 
 SOMEBODY = 4321
 VICTIM = 98765
@@ -124,7 +124,7 @@ def test_whom_others_may_have_named_is_not_ended(tmp_path: Path, mode: int) -> N
     with subprocess.Popen(["sleep", "60"]) as bystander:
         path = pid_file(tmp_path, mode, f"{bystander.pid}\n")
         with locked(path):
-            system.System(lambda line: None).run((plan.STOP, str(path)))
+            system.System(lambda line: None, run.run).run((plan.STOP, str(path)))
         assert bystander.poll() is None
         bystander.kill()
 

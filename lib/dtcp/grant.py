@@ -18,6 +18,7 @@ again.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ _NOT_ROUTED = tuple(
     for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
 )
 _LONGEST, _SHORTEST = 64, 16  # of delegated prefixes
+_MOST_PREFIXES = 8
+_AS_DEFAULT = 3  # bits: a route so wide, as 2000::/3, stands for a default route
 
 # Nothing but the letters of an address: such a word is one, or it is an error.
 _ADDRESS_LIKE = re.compile(r"(?=.*[.:/])[0-9A-Fa-f.:/]+")
@@ -167,6 +170,33 @@ def accept(
     return granted
 
 
+def check_against(granted: Grant, reached: Iterable[IPv6Network]) -> None:
+    """See that a host reaches afterwards what it reaches now.  Raises GrantError.
+
+    `reached` are the networks that it reaches by an interface or by a route.  A prefix around such
+    a network, or the same, does no harm: the longer route wins, and the same is not made.
+    """
+    addresses = [IPv6Network(each) for each in (granted.inner, granted.peer) if each]
+    for network in reached:
+        for item in (*addresses, *granted.prefixes):
+            if network.prefixlen > _AS_DEFAULT and item.subnet_of(network):
+                if item in addresses:
+                    raise _taken(item.network_address, network)
+                if item != network:
+                    raise _taken(item, network)
+
+
+def check_remote_against(remote: IPv4Address, reached: Iterable[IPv4Network]) -> None:
+    """The same for an outer end that is not the server that we know.  Raises GrantError."""
+    for network in reached:
+        if network.prefixlen > 1 and remote in network:
+            raise _taken(remote, network)
+
+
+def _taken(item: object, network: object) -> GrantError:
+    return GrantError(f"{item} lies in {network}, which this host reaches without the tunnel")
+
+
 def _check(
     granted: Grant, tunnel_type: str, own: IPv4Address, server: IPv4Address, *, udp: bool
 ) -> None:
@@ -180,6 +210,8 @@ def _check(
             _check_inner(address)
     for prefix in granted.prefixes:
         _check_prefix(prefix)
+    if len(granted.prefixes) > _MOST_PREFIXES:
+        raise GrantError(f"more than {_MOST_PREFIXES} delegated prefixes")
     if granted.inner is not None and granted.inner == granted.peer:
         raise GrantError(f"both inner addresses are {granted.inner}")
     _check_remote(granted.remote, own, server)

@@ -16,8 +16,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dtcp import daemon, plan
 from dtcp.ledger import Ledger, LedgerError, Left
@@ -506,16 +506,41 @@ class System:
 
     def routes(self, fib: int | None) -> dict[str, str]:
         """The IPv6 routes in that FIB: through which interface each destination goes."""
+        return {to: interface for to, _, interface in self._table("inet6", fib)}
+
+    def ipv6_networks(self, fib: int | None) -> dict[IPv6Network, tuple[str, str]]:
+        """The networks that have a route in that FIB: its flags and its interface.
+
+        Not those of one link, which have a scope.  Raises CommandFailed.
+        """
+        found = {}
+        for to, flags, interface in self._table("inet6", fib):
+            with contextlib.suppress(ValueError):
+                network = IPv6Network("::/0" if to == "default" else to, strict=False)
+                found[network] = flags, interface
+        return found
+
+    def ipv4_networks(self) -> list[IPv4Network]:
+        """The networks that have a route in our own FIB.  Raises CommandFailed."""
+        found = []
+        for to, _, _ in self._table("inet", None):
+            with contextlib.suppress(ValueError):
+                found.append(IPv4Network("0.0.0.0/0" if to == "default" else to, strict=False))
+        return found
+
+    def _table(self, family: str, fib: int | None) -> Iterator[tuple[str, str, str]]:
+        """Destination, flags and interface of each route.  Raises CommandFailed."""
         table = () if fib is None else ("-F", str(fib))
-        shown = self.run(("netstat", "-rnW", "-f", "inet6", *table), limit=LONG)
+        words = ("netstat", "-rnW", "-f", family, *table)
+        shown = self.run(words, limit=LONG)
+        if not shown.startswith("Routing tables"):
+            raise CommandFailed(words, f"says {shown.strip()!a:.60}")
         head: list[str] = []
-        routes = {}
-        for words in map(str.split, shown.splitlines()):
-            if words[:1] == ["Destination"]:
-                head = words
-            elif head and len(words) >= len(head) - 1:  # Expire is mostly empty
-                routes[words[0]] = words[head.index("Netif")]
-        return routes
+        for line in map(str.split, shown.splitlines()):
+            if line[:1] == ["Destination"]:
+                head = line
+            elif head and len(line) >= len(head) - 1:  # Expire is mostly empty
+                yield line[0], line[head.index("Flags")], line[head.index("Netif")]
 
     def traffic(self) -> dict[str, tuple[int, int]]:
         """Bytes received and sent by each interface."""
@@ -532,30 +557,6 @@ class System:
     def marked(self, mark: str) -> str | None:
         """The name of the interface that carries this mark as its description, or None."""
         return next((each.name for each in self.ours() if each.description == mark), None)
-
-    def default_route(self, fib: int | None) -> bool:
-        """Whether there is an IPv6 default route in that FIB, whoever made it."""
-        table = () if fib is None else ("-fib", str(fib))
-        try:
-            self.run(("route", "-n", "get", "-inet6", *table, "default"))
-        except CommandFailed as failed:
-            if "has not been found" in failed.reason:
-                return False
-            raise
-        return True
-
-    def has_route(self, network: IPv6Network, fib: int | None) -> bool:
-        """Whether there is a route for exactly that network in that FIB, whoever made it."""
-        table = () if fib is None else ("-fib", str(fib))
-        try:
-            seen = _words(self.run(("route", "-n", "get", "-inet6", *table, str(network))))
-        except CommandFailed as failed:
-            if "has not been found" in failed.reason:
-                return False
-            raise
-        return _has(seen, f"destination: {network.network_address}") and _has(
-            seen, f"mask: {network.netmask}"
-        )
 
     def setting(self, *names: str) -> list[str]:
         """The values of variables of sysctl(8), one word for each.  Raises CommandFailed."""
