@@ -363,6 +363,9 @@ def main(argv: list[str] | None = None) -> int:
     ) as error:
         log.error(str(error))
         return FAILED
+    except OSError as error:  # too few descriptors, or processes, for a start
+        log.error(error.strerror or str(error))
+        return FAILED
     finally:
         # In Python's own end the default holds again, and one more signal would be our status.
         for number in (*daemon.ENDING, signal.SIGHUP):
@@ -514,7 +517,8 @@ class Client:
                 f"dtcpc is running as pid {pid or '?'}, and the server would end its tunnel for"
                 " ours; stop it first"
             )
-        self._prepare()
+        self._survey()
+        self._prepared = True  # enough for looking, in a jail of whatever kind
         secret = find_password(self._options)
         self._signals = daemon.Signals()
         with self._connect(secret) as connection:
