@@ -61,6 +61,7 @@ HAZARDS: dict[int | str, str] = {
     55: "Python or the program upgraded under the daemon: the rc script still finds it",
     56: "a profile taken out of rc.conf while it runs: stopped by its name, and with the others",
     65: "a pid file that others could lock, write or replace: refused; nobody is ended for it",
+    67: "a command that never stops writing, or ignores TERM: ended at its limit, memory bounded",
     82: "output to a full disk: one line and status 1; to a pipe that nobody reads: not a word",
     "C1": "a challenge is 32 hexadecimal digits and nothing else",
     "C2": "one challenge for each connection, from a secure source, for three attempts",
