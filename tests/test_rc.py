@@ -657,8 +657,9 @@ def test_a_profile_that_has_gone_from_rc_conf_can_be_seen_and_stopped(
         assert said == 'no profile "work"; dtcpc_profiles has: home\n'
     assert client.pid("work") == work
     poll = net.client.popen(client.words(client.script, "poll", "work"), stdout=subprocess.PIPE)
+    waiting = f"Waiting for PIDS: {work}"
     assert poll.stdout is not None
-    assert poll.stdout.readline() == f"Waiting for PIDS: {work}.\n"
+    assert poll.stdout.read(len(waiting)) == waiting
     said = client.does("stop", "work")
     assert said == f"Stopping dtcpc_work.\nWaiting for PIDS: {work}.\n"
     poll.communicate(timeout=10)
