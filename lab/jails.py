@@ -46,7 +46,7 @@ _MODULES = "if_epair if_gif nullfs tmpfs ng_socket ng_iface ng_ksocket pf"
 _ETC = "group login.conf login.conf.db master.passwd passwd protocols pwd.db services spwd.db"
 
 # No waiting for duplicate address detection, except on tunnels: those are what is looked at.
-_START = "ifconfig lo0 inet 127.0.0.1/8 up"
+_START = "/sbin/ifconfig lo0 inet 127.0.0.1/8 up"
 
 # $1: more rules, which come before the usual one.
 _NAT = """
@@ -429,8 +429,7 @@ def _clear(mark: str, place: Path) -> None:
 
 def _mounts(place: Path) -> list[str]:
     """What is mounted at or below a directory, in the order it was."""
-    nodes = [line.split("\t")[1].strip() for line in _ask("mount", "-p").splitlines()]
-    return [node for node in nodes if Path(node).is_relative_to(place)]
+    return re.findall(rf" on ({re.escape(str(place))}(?:/.*)?) \([a-z]", _ask("mount"))
 
 
 def _shared() -> list[str]:
