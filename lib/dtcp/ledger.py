@@ -126,6 +126,8 @@ class Ledger:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise LedgerError(f"{self._path}: {error.strerror}") from None
+            # For one, open(2) of FreeBSD says "Too many links".
+            why = "is a symbolic link" if os.path.islink(self._path) else error.strerror
+            raise LedgerError(f"{self._path}: {why}") from None
         except ValueError:
             raise LedgerError(f"{self._path}: not readable; remove it") from None
