@@ -1,6 +1,7 @@
 """Time to tunnel: from the exec of dtcpc until its routes are in place.
 
-The server is the scripted one of the tests, on loopback; the commands are stubs.
+The server is the scripted one of the tests, on loopback; the commands are stubs.  One that is far
+away waits before it speaks, twice before its greeting: loopback has no handshake to wait for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +20,11 @@ from bench import stubs
 from bench.figures import Figure, ms
 from bench.place import ROOT, Installed, undisturbed
 
-PORT = 20211
+PORT, FAR_PORT = 20211, 20213
 ALLOWED = 0.060  # seconds beyond Python's start and the commands
+ROUND_TRIP = 0.020  # seconds to a server that is far away, and back
+ROUND_TRIPS = 3  # TCP's handshake, the greeting, the answer to the login
+ALLOWED_FAR = 0.040  # seconds beyond them, Python's start and the commands
 
 
 class Client(NamedTuple):
@@ -29,6 +34,7 @@ class Client(NamedTuple):
     environment: dict[str, str]
     commands: Path
     heard: Path  # what the server hears
+    server: int  # its process
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         stubs.forget(self.commands)
@@ -60,8 +66,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def client(installed: Installed, directory: Path, port: int = PORT) -> Iterator[Client]:
-    """A server for a client, and all that the client needs."""
+def client(
+    installed: Installed, directory: Path, port: int = PORT, round_trip: float = 0.0
+) -> Iterator[Client]:
+    """A server for a client, `round_trip` seconds away, and all that the client needs."""
     directory.mkdir()
     commands = stubs.make(directory, first="0")
     secrets = directory / "auth"
@@ -73,6 +81,7 @@ def client(installed: Installed, directory: Path, port: int = PORT) -> Iterator[
             [
                 *(sys.executable, str(ROOT / "tests/servers.py"), "kame", "--port", str(port)),
                 *("--user", "bench", "--password", "secret", "--prefix", "2001:db8:1::"),
+                *("--round-trip", str(round_trip)),
             ],
             stderr=output,
         )
@@ -86,7 +95,7 @@ def client(installed: Installed, directory: Path, port: int = PORT) -> Iterator[
             *("-u", "bench", "--auth-file", str(secrets), "-t", "host"),
         ]
         path = f"{commands}:/usr/sbin:/usr/bin:/sbin:/bin"
-        yield Client(words, {"PATH": path}, commands, heard)
+        yield Client(words, {"PATH": path}, commands, heard, server.pid)
     finally:
         server.kill()
         server.wait()
@@ -101,15 +110,18 @@ def command_lines(client: Client) -> list[str]:
 
 
 def measure(installed: Installed, directory: Path, rounds: int) -> list[Figure]:
-    """The client, its commands alone, and Python alone, by turns."""
-    with client(installed, directory / "start") as ours:
+    """The client, near its server and far away, its commands alone, and Python alone, by turns."""
+    with (
+        client(installed, directory / "start") as ours,
+        client(installed, directory / "far", FAR_PORT, ROUND_TRIP) as far,
+    ):
         lines = command_lines(ours)
         # Each on its own: what one says, as `route get` does, is no reason to stop.
         script = "".join(f"{line} >/dev/null 2>&1\n" for line in lines)
 
-        def run_client() -> float:
+        def run_client(which: Client) -> float:
             begun = time.monotonic()
-            process = ours.start()
+            process = which.start()
             until_up(process)
             took = time.monotonic() - begun
             end(process)
@@ -122,26 +134,59 @@ def measure(installed: Installed, directory: Path, rounds: int) -> list[Figure]:
         def run_python() -> float:
             return _timed([sys.executable, "-c", "pass"], ours.environment)
 
-        turns: list[Callable[[], float]] = [run_client, run_commands, run_python]
+        turns: list[Callable[[], float]] = [
+            partial(run_client, ours),
+            partial(run_client, far),
+            run_python,
+            run_commands,
+        ]
         times = []
         for _ in range(rounds):
-            with undisturbed():
+            with undisturbed(ours.server, far.server):
                 times.append([turn() for turn in turns])
-    up, commands, python = (statistics.median(column) for column in zip(*times, strict=True))
-    best = [min(column) for column in zip(*times, strict=True)]
-    beyond = up - commands - python
+    near, away, *parts = (Times(statistics.median(c), min(c)) for c in zip(*times, strict=True))
+    what = f"stub commands; {rounds} runs"
+    trips = ROUND_TRIPS * ROUND_TRIP
     return [
-        Figure(
-            f"client, time to tunnel (stub commands; {rounds} runs)",
-            f"{ms(up)} (best {ms(best[0])})",
-            f"a Python that does nothing {ms(python)} (best {ms(best[2])}) + its {len(lines)}"
-            f" commands run by sh(1) {ms(commands)} (best {ms(best[1])}): {ms(beyond)} beyond"
-            f" (best {ms(best[0] - best[1] - best[2])})",
-            up / (commands + python),
-            f"at most {ms(ALLOWED)} beyond",
-            beyond <= ALLOWED,
-        )
+        _beyond(f"client, time to tunnel ({what})", near, parts, len(lines), ALLOWED),
+        _beyond(
+            f"client, time to tunnel over a round trip of {ms(ROUND_TRIP)} ({what})",
+            away,
+            [*parts, Times(trips, trips)],
+            len(lines),
+            ALLOWED_FAR,
+        ),
     ]
+
+
+class Times(NamedTuple):
+    """What something took, in seconds."""
+
+    median: float
+    best: float
+
+    def __str__(self) -> str:
+        return f"{ms(self.median)} (best {ms(self.best)})"
+
+
+def _beyond(what: str, up: Times, parts: list[Times], commands: int, allowed: float) -> Figure:
+    """How long it took beyond its parts: Python, the commands, and perhaps round trips."""
+    median, best = (sum(column) for column in zip(*parts, strict=True))
+    beyond = Times(up.median - median, up.best - best)
+    names = (
+        f"a Python that does nothing {parts[0]}",
+        f"its {commands} commands run by sh(1) {parts[1]}",
+        f"{ROUND_TRIPS} round trips {ms(parts[-1].median)} (TCP's handshake, greeting, login; the"
+        " server waits before it speaks, and the wire is loopback)",
+    )
+    return Figure(
+        what,
+        str(up),
+        f"{' + '.join(names[: len(parts)])}: {beyond} beyond",
+        up.median / median,
+        f"at most {ms(allowed)} beyond",
+        beyond.median <= allowed,
+    )
 
 
 def _timed(words: list[str], environment: dict[str, str]) -> float:

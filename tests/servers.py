@@ -3,7 +3,7 @@
 They share no code with the programs under test, and make no tunnels: its far end is for whoever
 starts them to set up.
 
-    servers.py kame --user itojun --password secret [--prefix 2001:db8:1::]
+    servers.py kame --user itojun --password secret [--prefix 2001:db8:1::] [--round-trip 0.02]
     servers.py feel6 --user itojun --password secret --prefix 2001:0db8:03c3::/48
     servers.py hostile '{"20301": [["say", "+OK nonsense\\r\\n"], ["hear"], ["reset"]]}'
 
@@ -36,8 +36,9 @@ def say(text: str) -> None:
 class Wire:
     """One connection of a client."""
 
-    def __init__(self, sock: socket.socket, port: int) -> None:
+    def __init__(self, sock: socket.socket, port: int, round_trip: float) -> None:
         self.socket = sock
+        self._round_trip = round_trip
         self._file = sock.makefile("rb")
         self._port = port
 
@@ -51,6 +52,7 @@ class Wire:
         return None
 
     def say(self, text: str) -> None:
+        time.sleep(self._round_trip)
         self.socket.sendall(text.encode("latin-1"))
 
     def end(self, *, reset: bool = False) -> None:
@@ -188,13 +190,18 @@ class Hostile:
         wire.end()
 
 
-def listen(port: int, talk: Callable[[Wire], None]) -> None:
-    """Talk to every client that comes, each in a thread, without end."""
+def listen(port: int, talk: Callable[[Wire], None], round_trip: float = 0.0) -> None:
+    """Talk to every client that comes, each in a thread, without end.
+
+    With a `round_trip` (seconds) it is as if the client were that far away: every answer comes so
+    much later, and the greeting twice, for it is behind TCP's handshake.
+    """
     listener = socket.create_server(("", port))
     kept = []  # what a dead thread leaves open stays open
 
     def talk_to(wire: Wire) -> None:
         try:
+            time.sleep(round_trip)
             talk(wire)
         except OSError:  # the client has gone in the middle of our words
             wire.end()
@@ -202,7 +209,7 @@ def listen(port: int, talk: Callable[[Wire], None]) -> None:
     def accept() -> None:
         while True:
             sock, _ = listener.accept()
-            kept.append(wire := Wire(sock, port))
+            kept.append(wire := Wire(sock, port, round_trip))
             threading.Thread(target=talk_to, args=(wire,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
@@ -217,12 +224,14 @@ def main(argv: list[str]) -> None:
         options.add_argument("--user", required=True)
         options.add_argument("--password", required=True)
         options.add_argument("--prefix")
+        options.add_argument("--round-trip", type=float, default=0.0)
     kinds.add_parser("hostile").add_argument("scenes", type=json.loads)
     given = parser.parse_args(argv)
     if given.kind == "kame":
-        listen(given.port, Kame(given.user, given.password, given.prefix).talk)
+        server = Kame(given.user, given.password, given.prefix)
+        listen(given.port, server.talk, given.round_trip)
     elif given.kind == "feel6":
-        listen(given.port, Feel6(given.user, given.password, given.prefix).talk)
+        listen(given.port, Feel6(given.user, given.password, given.prefix).talk, given.round_trip)
     else:
         for port, scene in given.scenes.items():
             listen(int(port), Hostile(scene).talk)

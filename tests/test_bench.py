@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from bench import stubs
+from bench import start, stubs
 from bench.figures import Figure, not_measured, results, table
+from tests.running import ROOT
 
 
 def test_the_table_says_what_was_not_met_and_what_was_not_measured() -> None:
@@ -33,6 +37,39 @@ def test_the_table_says_what_was_not_met_and_what_was_not_measured() -> None:
         "| size | 1 MB \\| 2 MB |  |  |  |  |",
         "| taste | not measured | nobody was there |  |  |  |",
     ]
+
+
+def test_round_trips_are_not_the_clients_fault() -> None:
+    parts = [start.Times(0.010, 0.009), start.Times(0.008, 0.007), start.Times(0.060, 0.060)]
+    figure = start._beyond("far", start.Times(0.110, 0.100), parts, 10, 0.040)
+    assert figure.measured == "110 ms (best 100 ms)"
+    assert "3 round trips 60 ms" in figure.against
+    assert figure.against.endswith(": 32 ms (best 24 ms) beyond")
+    assert figure.met
+    assert not start._beyond("near", start.Times(0.110, 0.100), parts[:2], 10, 0.060).met
+
+
+def test_a_server_is_as_far_away_as_it_was_told() -> None:
+    port, trip = 20214, 0.1
+    words = ["kame", "--port", str(port), "--user", "u", "--password", "p"]
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/servers.py"), *words, "--round-trip", str(trip)],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert server.stderr is not None
+        assert server.stderr.readline() == b"ready\n"
+        begun = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port), 15) as client:
+            assert client.recv(100).startswith(b"+OK ")
+            greeted = time.monotonic()
+            client.sendall(b"ping\r\n")
+            assert client.recv(100).startswith(b"+OK ")
+            assert greeted - begun >= 2 * trip  # TCP's handshake, and the greeting
+            assert time.monotonic() - greeted >= trip
+    finally:
+        server.kill()
+        server.communicate()
 
 
 @pytest.fixture
