@@ -298,6 +298,7 @@ _RAISED = {
     "PlanError",
     "ProtocolError",
     "CommandFailed",
+    "NoOutput",
     "Lost",
     "_lost",
     "Nonsense",
@@ -353,7 +354,7 @@ def _messages(path: str, without: frozenset[str]) -> list[str]:
         ),
         (
             "dtcpc.8",
-            tuple(f"lib/dtcp/{each}" for each in ("plan", "speaker", "system", "wire")),
+            tuple(f"lib/dtcp/{each}" for each in ("plan", "run", "speaker", "system", "wire")),
             ("Session",),
         ),
         (
