@@ -458,6 +458,7 @@ class Client:
         self._lost_at: float | None = None
         self._facts: dict[str, object] = {}
         self._index = 0  # of the tunnel interface, in the kernel
+        self._mark = ""  # its description
         self._script_told_up = False
         self._prepared = False
         self._survey_is_fresh = False
@@ -670,8 +671,9 @@ class Client:
         if granted != self._granted:
             self._look_at_routes(granted)
         pid = os.getpid()
-        mark = plan.mark("dtcpc", self._options.user, self._options.server, pid)
-        return plan.client(granted, self._wanted._replace(node=f"dtcpc{pid}"), self._host, mark)
+        self._mark = plan.mark("dtcpc", self._options.user, self._options.server, pid)
+        wanted = self._wanted._replace(node=f"dtcpc{pid}")
+        return plan.client(granted, wanted, self._host, self._mark)
 
     def _look_at_routes(self, granted: grant.Grant) -> None:
         """See that a grant takes nothing from this host.  Raises Failure, CommandFailed."""
@@ -864,10 +866,21 @@ class Client:
 
     def _is_whole(self) -> bool:
         """Whether the tunnel interface is still the one that we have made."""
+        name = self._system.tunnel or ""
         try:
-            return socket.if_nametoindex(self._system.tunnel or "") == self._index
+            if socket.if_nametoindex(name) != self._index:
+                return False
+            # FreeBSD gives the number of one that was destroyed to the next that is made; but that
+            # has nothing of ours, and ours loses it all only when somebody is bent on it.
+            shown = self._system.interface(name)
         except OSError:
             return False
+        except system.CommandFailed:
+            return True  # we are blind, not sure
+        if shown is None or self._granted is None:
+            return False
+        outer = (self._granted.local, self._granted.remote)
+        return plan.GROUP in shown.groups or shown.outer == outer or self._mark == shown.description
 
     def _beat(self, heart: Heartbeat) -> None:
         """See that a tunnel over UDP still carries packets.  Raises Failure."""

@@ -19,7 +19,7 @@ NAMES = {
         tests/test_lab_leaves_nothing.py::test_two_internets_do_not_meet
         """,
     "the kernel would have to be another: in a plain jail, or without a module": """
-        tests/test_tunnel.py::test_a_plain_jail_is_told_before_anything_is_sent
+        tests/test_tunnel.py::test_a_plain_jail_is_told_before_anything_is_said
         tests/test_tunnel.py::test_a_kernel_without_gif_is_told_with_the_remedy
         tests/test_udp.py::test_a_kernel_without_netgraph_is_told_with_the_remedy
         """,
@@ -35,7 +35,9 @@ NAMES = {
         tests/test_secret.py
         tests/test_server_faults.py::test_no_descriptor_is_left_for_a_tunnel_over_udp
         tests/test_speaker.py::test_it_has_no_privileges_and_no_files
-        tests/test_speaker.py::test_it_has_the_password_from_the_login_on_and_no_others
+        tests/test_speaker.py::test_no_generation_of_it_has_the_password
+        tests/test_speaker.py::test_a_stopped_one_does_not_keep_us_from_ending
+        tests/test_speaker.py::test_one_that_is_stopped_is_replaced
         tests/test_speaker.py::test_its_death_is_noticed_at_once_and_the_tunnel_comes_back
         tests/test_speaker.py::test_it_says_goodbye_when_its_client_is_killed
         """,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import Program, login, ping, serve, wait_until
+from tests.running import ROOT, SERVER, Program, login, ping, serve, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
 
@@ -87,6 +90,32 @@ def test_an_interface_that_is_destroyed_under_us_is_made_anew(net: Internet) -> 
             assert not any("could not" in line for line in told)
             assert client.end() == 0
         assert difference(before, net.client.snapshot()) == []
+
+
+def test_another_of_its_name_and_number_is_not_taken_for_it(net: Internet, tmp_path: Path) -> None:
+    """FreeBSD gives a number that is free again to the next interface; Linux counts on."""
+    always = "import socket\nsocket.if_nametoindex = lambda name: 7\n"
+    (tmp_path / "sitecustomize.py").write_text(always)
+    client = f"{sys.executable} {ROOT}/dtcpc.py -dl -u itojun -t host {SERVER}"
+    with (
+        serve(net),
+        Program(net.client, "tests/through", f"PYTHONPATH={tmp_path} exec {client}") as program,
+    ):
+        program.wait_for("up after")
+        # Part of its marks may go, and it stays ours.
+        net.client.run(["ifconfig", "gif0", "-group", "dtcp", "description", "mine"])
+        program.send(signal.SIGHUP)
+        program.wait_for("told to log in again")
+        wait_until("up again", lambda: sum("up after" in line for line in program.lines) == 2)
+        assert not any("has been removed" in line for line in program.lines)
+        net.client.run(["ifconfig", "gif0", "destroy"])
+        net.client.run(["ifconfig", "gif0", "create"])
+        program.send(signal.SIGHUP)  # if it has not looked already
+        program.wait_for("taking the tunnel down: gif0 has been removed")
+        wait_until("up again", lambda: ping(net.client))
+        assert program.end() == 0
+        # Nor is the other one destroyed.
+        assert net.client.run(["ifconfig", "gif0"]).stdout.startswith("gif0: flags=8010<")
 
 
 @pytest.mark.hazard(24)

@@ -413,7 +413,9 @@ ACTIONS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
 @given(actions=ACTIONS)
 def test_whatever_happens_nothing_is_anybodys_twice(
     tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, int, int]]
