@@ -78,7 +78,7 @@ MESSAGE = "something went wrong, as the lab was told"
         (("-t", "network"), ["-reject"], "hang", "route -n add .*", r"did not end in 5\.. s"),
         (LAN, ["-C"], "exit1", "rtadvd .*", MESSAGE),
         (LAN, ["-C"], "late", "rtadvd .*", MESSAGE),
-        (("-U", "-t", "host"), ["-f"], "late", "ngctl -f -", MESSAGE),
+        (("-U", "-t", "host"), ["-f", "-"], "late", "ngctl -f -", MESSAGE),
         (("-U", "-t", "host"), ["getpeername"], "garbage", "ngctl msg .*", "does not show .*"),
         (("-o", "-t", "host"), ["gif0", "up"], "exit1", "ifconfig gif0 up", MESSAGE),
     ],
