@@ -461,6 +461,7 @@ class Client:
         self._mark = ""  # its description
         self._script_told_up = False
         self._prepared = False
+        self._routes: dict[IPv6Network, tuple[str, str]] | None = None  # seen at this login
         self._survey_is_fresh = False
         self._hinted = False
         self._address_before: IPv4Address | None = None  # ours, when the attempt began
@@ -659,10 +660,18 @@ class Client:
 
     def _connect(self, secret: str) -> Connection:
         connection = Connection.open(
-            self._options, secret, self._speaker, self._signals, self._log, self._prepare
+            self._options, secret, self._speaker, self._signals, self._log, self._look_around
         )
         self._server_address = connection.address
         return connection
+
+    def _look_around(self) -> None:
+        """What can be seen to while the connection is under way.  Raises Failure."""
+        self._prepare()
+        self._routes = None
+        if not self._system.done:
+            with contextlib.suppress(system.CommandFailed):  # it will be tried again
+                self._routes = self._system.ipv6_networks(self._wanted.fib)
 
     def _plan(self, granted: grant.Grant) -> list[plan.Step]:
         if not self._system.done and not self._survey_is_fresh:
@@ -677,7 +686,9 @@ class Client:
 
     def _look_at_routes(self, granted: grant.Grant) -> None:
         """See that a grant takes nothing from this host.  Raises Failure, CommandFailed."""
-        routes = self._system.ipv6_networks(self._wanted.fib)
+        routes = self._routes
+        if routes is None:
+            routes = self._system.ipv6_networks(self._wanted.fib)
         if not self._system.done:
             self._host = self._host._replace(
                 default_route=plan.ANYWHERE in routes,
