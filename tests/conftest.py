@@ -3,6 +3,7 @@
 On FreeBSD that is the release of the machine; what cannot be tried there is left out by name.
 """
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,10 @@ LEFT_OUT = pytest.StashKey[list[str]]()  # the reason for each test that is left
 
 def pytest_configure(config: pytest.Config) -> None:
     trust.configure(config)
+    # nohup(1), and a shell in the background, have them ignored in us and whatever we start.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
