@@ -709,13 +709,13 @@ class Client:
             and not any(network.subnet_of(each) for each in ours if each != plan.ANYWHERE)
         ]
         try:
-            grant.check_against(granted, reached)
-            if granted.remote != self._server_address:
-                grant.check_remote_against(granted.remote, self._system.ipv4_networks())
             if not self._system.done:
                 for address in (granted.inner, granted.peer):
                     if address is not None and is_here(address):
                         raise grant.GrantError(f"{address} is an address of this host already")
+            grant.check_against(granted, reached)
+            if granted.remote != self._server_address:
+                grant.check_remote_against(granted.remote, self._system.ipv4_networks())
         except grant.GrantError as error:
             raise Failure(
                 f"{self._options.server}: the server's grant makes no sense: {error}"

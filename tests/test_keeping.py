@@ -73,6 +73,7 @@ def test_a_different_grant_changes_only_the_difference(net: Internet) -> None:
             server.wait_for("listening")
             wait_until("back", lambda: any("4c4::/48 del" in line for line in client.lines[seen:]))
             assert _commands(client, seen) == [
+                "netstat -rnW -f inet6",
                 "route -n delete -inet6 2001:db8:3c3::/48 ::1",
                 "route -n add -inet6 2001:db8:4c4::/48 ::1 -reject",
             ]
