@@ -45,6 +45,7 @@ NAMES = {
         tests/test_careless_parent.py::test_a_careless_parent_changes_nothing[a full log]
         tests/test_careless_parent.py::test_a_pid_file_that_cannot_be_had_is_named_before_anything_is_sent[a device]
         tests/test_lab_leaves_nothing.py::test_names_come_from_the_hosts_file_only
+        tests/test_rc.py::test_who_may_not_look_is_told_so_by_status
         tests/test_name_service.py::test_what_will_pass_is_told_from_what_will_not
         """,  # noqa: E501
     "shellcheck needs a Haskell compiler here, and Linux has had its say": """

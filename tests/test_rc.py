@@ -108,8 +108,9 @@ class Service:
     def commands(self) -> list[str]:
         """The command lines of our programs that run."""
         assert self.host is not None
-        ours = f"{sys.executable} {self.prefix}/sbin/"
-        return [line for line in self.host.processes().values() if line.startswith(ours)]
+        ours = f" {self.prefix}/sbin/"  # whatever Python runs them
+        lines = self.host.processes().values()
+        return [line for line in lines if line[line.find(" ") :].startswith(ours)]
 
 
 @pytest.fixture
@@ -535,9 +536,12 @@ def upgraded(service: Service) -> Iterator[None]:
     """The program has another interpreter from here on, as after an upgrade of Python."""
     program = service.prefix / "sbin" / service.script.name
     text = program.read_text()
-    interpreter = service.record.with_name("python3.99")
-    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    interpreter.chmod(0o755)
+    interpreter = service.record.with_name("new") / "bin/python3.99"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(sys.executable)
+    for name in ("pyvenv.cfg", "lib"):  # it looks for these beside it, in a virtual environment
+        if sys.prefix != sys.base_prefix:
+            (interpreter.parent.parent / name).symlink_to(Path(sys.prefix, name))
     program.chmod(0o755)
     program.write_text(text.replace(sys.executable, str(interpreter), 1))
     try:
@@ -577,7 +581,7 @@ def test_it_is_stopped_while_there_is_no_python_at_all(net: Internet, client: Se
     client.configure(**GOOD)
     client.does("start")
     with upgraded(client):
-        client.record.with_name("python3.99").unlink()
+        client.record.with_name("new").joinpath("bin/python3.99").unlink()
         done = client.run("status")
         assert done.returncode == 0
         assert done.stdout.startswith("dtcpc is running as pid ")
