@@ -42,6 +42,7 @@ UDP_PORT = 4028
 RESOLVE_TIME = 30.0
 LOOK_TIME = 60.0  # seconds between two looks at the network, when nobody tells us of changes
 LOOK_SELDOM = 600.0  # when somebody does, in case he missed one
+LOOK_PAUSE = 1.0  # between two, at least
 LOOK_FIRST = 2.0  # seconds in which he has begun
 SCRIPT_TIME = 10.0  # seconds that the script of -s may take
 
@@ -666,8 +667,13 @@ class Client:
         return connection
 
     def _look_around(self) -> None:
-        """What can be seen to while the connection is under way.  Raises Failure."""
-        self._prepare()
+        """What can be seen to while the connection is under way.  Raises Failure, Stopped."""
+        try:
+            self._prepare()
+        except Failure:
+            if self._signals.stopping:  # the looks were given no more time
+                raise Stopped from None
+            raise
         self._routes = None
         if not self._system.done:
             with contextlib.suppress(system.CommandFailed):  # it will be tried again
@@ -847,6 +853,7 @@ class Client:
 
     def _keep_going(self, connection: Connection, heart: Heartbeat | None) -> NoReturn:
         next_look = time.monotonic() + LOOK_FIRST
+        looked_at = -math.inf
         while True:
             connection.look()
             until = min(heart.next if heart else math.inf, next_look, connection.deadline)
@@ -857,7 +864,10 @@ class Client:
             if self._signals.reload:
                 self._signals.reload = False
                 raise Failure("told to log in again", TRY_AGAIN, asked=True)
-            if changed or next_look <= now:
+            if changed:  # again and again, on a busy network
+                next_look = min(next_look, max(now, looked_at + LOOK_PAUSE))
+            if next_look <= now:
+                looked_at = now
                 next_look = now + (LOOK_TIME if self._monitor is None else LOOK_SELDOM)
                 self._look(connection)
 
@@ -881,11 +891,12 @@ class Client:
         try:
             if socket.if_nametoindex(name) != self._index:
                 return False
+        except OSError:
+            return False
+        try:
             # FreeBSD gives the number of one that was destroyed to the next that is made; but that
             # has nothing of ours, and ours loses it all only when somebody is bent on it.
             shown = self._system.interface(name)
-        except OSError:
-            return False
         except system.CommandFailed:
             return True  # we are blind, not sure
         if shown is None or self._granted is None:
@@ -1251,14 +1262,15 @@ class Connection:
             )
             try:
                 spokesman.login(request, secret)
-                meanwhile()
-                failure = connection._reach()
             except OSError as error:
                 raise Failure(
                     "the process that speaks with the server cannot be started:"
                     f" {sys.executable}: {error.strerror}",
                     TRY_AGAIN,
                 ) from None
+            try:
+                meanwhile()
+                failure = connection._reach()
             except BaseException:
                 spokesman.leave()
                 raise

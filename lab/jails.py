@@ -33,7 +33,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from lab.machine import End
 
-_RUNS = Path("/var/db/dtcplab")
+_RUNS = Path(os.path.realpath("/var/db/dtcplab"))  # as mount(8) prints it
 _RUN = "LAB_RUN"  # in the environment of what runs in an enclosure: the name of the run
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
@@ -286,7 +286,7 @@ def _nat(rules: str) -> list[str]:
 
 
 def costs(pid: int) -> tuple[int, int, int]:
-    threads, memory = _ask("ps", "-o", "nlwp=,rss=", "-p", str(pid)).split()
+    threads, memory = _ask("ps", "-o", "nlwp=", "-o", "rss=", "-p", str(pid)).split()
     # procstat(1) lists what is no descriptor as well: the text, the root, a terminal.
     files = re.findall(r"^\s*\d+ .{16} +\d+ ", _ask("procstat", "-h", "-f", str(pid)), re.M)
     return len(files), int(threads), int(memory)
@@ -318,7 +318,7 @@ def enclosed(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     if _ask("sysctl", "-n", "security.jail.children.max").strip() == "0":
         raise RuntimeError("lab: this jail may not have jails: see children.max in jail(8)")
     with _run() as name:
-        # Without these limits we would not know of what the command leaves running: procctl(2).
+        # Otherwise we would not know of what the command leaves running: procctl(2).
         _procctl(_PROC_REAP_ACQUIRE)
         supervisor = os.getpid()
 
@@ -441,6 +441,9 @@ def _shared() -> list[str]:
         if os.path.isdir(path) and not any(
             os.stat(each).st_dev == os.stat(path).st_dev for each in there
         ):
+            # Below another one only the mount point itself is there to be mounted on.
+            while there and not os.path.ismount(path):
+                path = os.path.dirname(path)
             found.append(path)
     return found
 

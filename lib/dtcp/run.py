@@ -1,7 +1,8 @@
 """One command through `sh`: words and a limit in, its exit status and what it said out.
 
-The client runs every command this way.  The server's way is dtcp.shell, which starts its sh(1)
-here: nothing else imports `sh`.  Whether a command did what it should, dtcp.system decides.
+The client runs every command this way, but for the one of system.Monitor.  The server's way is
+dtcp.shell, which starts its sh(1) here: nothing else imports `sh`.  Whether a command did what it
+should, dtcp.system decides.
 
 What was tried with `sh` 2.2.0 to 2.4.0, and decides how it is called here: of its own ways to wait
 with a limit `_timeout` costs 100 ms a command, wait(timeout) 15 ms, and `_done` is sometimes never
@@ -79,14 +80,12 @@ def which(name: str) -> str | None:
     return None
 
 
-def prepare() -> None:
-    """Import `sh`: that takes longer than most commands, and is done when there is time for it."""
-    lean.load()
-
-
 def start(words: tuple[str, ...], environment: Mapping[str, str], **options: Any) -> Any:
     """Start a command by sh.Command; its sh.RunningCommand.  Raises NoOutput."""
-    sh = lean.load()
+    try:
+        sh = lean.load()
+    except ImportError as error:
+        raise NoOutput(f"cannot be run: {error}") from None
     try:
         return sh.Command(words[0])(
             *words[1:],
@@ -101,7 +100,7 @@ def start(words: tuple[str, ...], environment: Mapping[str, str], **options: Any
             _env=dict(environment),
             **options,
         )
-    except (sh.ForkException, sh.CommandNotFound, OSError) as error:
+    except (sh.ForkException, sh.CommandNotFound, OSError, RuntimeError) as error:
         raise NoOutput(f"cannot be run: {error}") from None
 
 
@@ -163,10 +162,14 @@ def run(
             over.set()
 
     with contextlib.ExitStack() as stack:
+        try:
+            nothing = stack.enter_context(open(os.devnull, "rb"))
+        except OSError as error:  # no more descriptors for now
+            raise NoOutput(f"cannot be run: {error}") from None
         command = start(
             words,
             {**usual_environment(), **(environment or {})},
-            _in=input or stack.enter_context(open(os.devnull, "rb")),
+            _in=input or nothing,
             _out=out,
             _err=err,
             _out_bufsize=65536,  # otherwise sh goes through what is said line by line

@@ -117,9 +117,10 @@ class Speaker:
     def _start(self) -> None:
         """Have a new process.  Raises OSError."""
         self._lines = wire.LineBuffer(LINE_LIMIT)
-        self._socket, its = socket.socketpair()
-        self._socket.setblocking(False)
-        with its:
+        ours, its = socket.socketpair()
+        ours.setblocking(False)
+        with its, contextlib.ExitStack() as failing:
+            failing.callback(ours.close)
             if self._number == 0:
                 self.pid = os.fork()
                 if self.pid == 0:
@@ -129,6 +130,8 @@ class Speaker:
                 words = [sys.executable, "-ISBc", _AGAIN, library, *map(str, self._account or ())]
                 as_input = (os.POSIX_SPAWN_DUP2, its.fileno(), 0)
                 self.pid = os.posix_spawn(words[0], words, {}, file_actions=[as_input])
+            failing.pop_all()
+        self._socket = ours
 
     def fileno(self) -> int:
         """Becomes readable when there is something to be told (-1: not any more)."""
@@ -163,14 +166,14 @@ class Speaker:
         if self._socket is None:
             return
         end = time.monotonic() + ENDING_TIME
+        holds = True
         with contextlib.suppress(OSError):
             # It ends when it reads the end, and we read the end when it has ended.
             self._socket.shutdown(socket.SHUT_WR)
-            while (left := end - time.monotonic()) > 0:
+            while holds and (left := end - time.monotonic()) > 0:
                 self._socket.settimeout(left)
-                if not self._socket.recv(4096):
-                    break
-        self._close()
+                holds = self._socket.recv(4096) != b""
+        self._close(holds)
 
     def _say(self, line: str) -> None:
         if self._socket is not None:
@@ -179,18 +182,10 @@ class Speaker:
             with contextlib.suppress(OSError):
                 self._socket.send(f"{line}\n".encode())
 
-    def _close(self) -> None:
-        """Have done with the process."""
+    def _close(self, holds: bool) -> None:
+        """Have done with the process, which may still hold its end of the sockets."""
         if self._socket is None:
             return
-        holds = True
-        try:
-            self._socket.setblocking(False)
-            self._socket.send(b"\n")
-        except BlockingIOError:
-            pass
-        except OSError:
-            holds = False
         self._socket.close()
         self._socket = None
         # A daemon's first process is a child of init(8), which knows whether the number is still
@@ -219,12 +214,12 @@ class Speaker:
                         return event
         except (wire.ProtocolError, grant.GrantError, ValueError) as error:
             self._lines = wire.LineBuffer(LINE_LIMIT)
-            self._close()
+            self._close(holds=True)
             return self._over(Nonsense(f"the process that speaks with it told nonsense: {error}"))
         if self._socket is None and self._stage != "over":
             return self._over(Lost("the process that speaks with it has died"))
         if time.monotonic() >= self.deadline:
-            self._close()
+            self._close(holds=True)
             return self._over(Lost("no answer from the process that speaks with it"))
         return None
 
@@ -238,7 +233,7 @@ class Speaker:
         if data:
             self._lines.feed(data)
         else:
-            self._close()
+            self._close(holds=False)
 
     def _allow(self) -> None:
         """Count a line that it has told.  Raises ValueError when there are too many."""

@@ -515,6 +515,8 @@ class System:
         """
         found = {}
         for to, flags, interface in self._table("inet6", fib):
+            if "%" in to:
+                continue
             with contextlib.suppress(ValueError):
                 network = IPv6Network("::/0" if to == "default" else to, strict=False)
                 found[network] = flags, interface
