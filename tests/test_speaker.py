@@ -209,6 +209,16 @@ def _lives(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_it_says_goodbye_when_its_client_is_killed(net: Internet) -> None:
+    with serve(net) as server, login(net.client, "-t", "host") as client:
+        client.wait_for("up after")
+        pid = child_of(client)
+        client.end(signal.SIGKILL)
+        server.wait_for("itojun: down: the client said quit")
+        wait_until("its end", lambda: not Path(f"/proc/{pid}").exists())
+
+
 # --- what it tells ----------------------------------------------------------------------------
 
 Play = Callable[[socket.socket], None]
