@@ -3,6 +3,7 @@
 On FreeBSD that is the release of the machine; what cannot be tried there is left out by name.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -47,6 +48,14 @@ def pytest_terminal_summary(
     reasons = config.stash.get(LEFT_OUT, None)
     for line in left_out.summary(reasons or []):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """A program that runs in the test's own process changes it, and must not for the next one."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
