@@ -147,7 +147,7 @@ def _run(name: str, words: list[str]) -> NoReturn:
         os.closerange(3, 256)  # on its end sh waits for the program to begin
 
         def work() -> int:
-            with store.lock():
+            with store.Lock():
                 return int(MODULES[name].main(words))
 
         status = faults.go_wrong(_fault, name, work, PID_FILE) if _fault else work()
@@ -271,7 +271,7 @@ def state() -> dict[str, object]:
         for name, each in kept["interfaces"].items()
     }
     try:
-        graph = json.loads((store.HERE / "netgraph.json").read_text())["nodes"]
+        graph = json.loads(store.read("netgraph.json"))["nodes"]
     except FileNotFoundError:
         graph = []
     net = os.readlink("/proc/self/ns/net")

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from pathlib import Path
 
 # Hosts enter their namespaces from anywhere: this file says where the rest is.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, os.path.realpath(f"{__file__}/../../.."))
 
 
 def main() -> int:
-    name = Path(sys.argv[0]).name
+    name = os.path.basename(sys.argv[0])
     faults = importlib.import_module("lab.freebsd.faults")
     store = importlib.import_module("lab.freebsd.store")
 
     def work() -> int:
-        with store.lock():
+        with store.Lock():
             module = importlib.import_module(f"lab.freebsd.{name}")
             return int(module.main(sys.argv[1:]))
 

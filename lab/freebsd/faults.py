@@ -25,10 +25,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+import time
+
+from .process import SIGKILL
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 FILE = "/run/freebsd/faults"
 PID_FILE = "/var/run/dtcpc.pid"
@@ -71,7 +76,8 @@ def go_wrong(what: str, command: str, work: Callable[[], int], pid_file: str = P
     if what in ("kill", "kill-first"):
         _kill(pid_file)
     if what == "hang":
-        signal.pause()
+        while True:
+            time.sleep(3600)
     if what == "garbage":
         sys.stdout.buffer.write(b"\x00\xff\xfe not what you expect\n")
         return 0
@@ -89,4 +95,4 @@ def go_wrong(what: str, command: str, work: Callable[[], int], pid_file: str = P
 
 def _kill(pid_file: str) -> None:
     with open(pid_file) as file:
-        os.kill(int(file.read()), signal.SIGKILL)
+        os.kill(int(file.read()), SIGKILL)

@@ -32,6 +32,7 @@ def unwrap(tun: int, outer: socket.socket, far: str) -> None:
 
 
 def main() -> None:
+    os.chdir("/")
     far, tun, outer = sys.argv[3], int(sys.argv[4]), socket.socket(fileno=int(sys.argv[5]))
     poll = select.poll()
     poll.register(tun, select.POLLIN)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Address, ip_address, ip_network
@@ -252,6 +251,10 @@ class Command:
     def resolve(self, word: str) -> str:
         if re.fullmatch(r"fe80:[0-9a-f:]*%\w+", word):
             return word
+        try:
+            return str(ip_address(word))
+        except ValueError:
+            import socket  # takes long, and is seldom needed
         try:
             return str(socket.getaddrinfo(word, None, type=socket.SOCK_DGRAM)[0][4][0])
         except OSError:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-from . import relay
+from . import process, relay
 from .model import EADDRNOTAVAIL, Refused
 
 # strerror(3), where FreeBSD says it in other words than Linux.
@@ -33,25 +29,19 @@ def start(number: int, interface: str) -> list[int]:
     listener.bind(address(number))
     listener.listen()
     descriptors = [listener.fileno(), *([relay.attach(interface)] if interface else [])]
-    program = Path(__file__).with_name("ksocket_relay.py")
-    process = subprocess.Popen(
-        [sys.executable, "-IS", program, interface, *map(str, descriptors)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=descriptors,
-        start_new_session=True,
-        cwd="/",
-    )
-    return [process.pid, relay.start_time(process.pid)]
+    pid = process.start("ksocket_relay.py", [interface], descriptors)
+    listener.close()
+    for descriptor in descriptors[1:]:
+        os.close(descriptor)
+    return [pid, relay.start_time(pid)]
 
 
-def stop(process: list[int]) -> None:
+def stop(node: list[int]) -> None:
     """When it is gone, so is its port."""
-    if relay.is_alive(process):
-        os.kill(process[0], signal.SIGKILL)
+    if relay.is_alive(node):
+        os.kill(node[0], process.SIGKILL)
     limit = time.monotonic() + relay.PATIENCE
-    while relay.is_alive(process) and time.monotonic() < limit:
+    while relay.is_alive(node) and time.monotonic() < limit:
         time.sleep(0.001)
 
 

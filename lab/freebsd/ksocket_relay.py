@@ -123,6 +123,7 @@ def parsed(where: str) -> tuple[str, int]:
 
 
 def main() -> None:
+    os.chdir("/")
     descriptors = [int(word) for word in sys.argv[2:]]
     Node(descriptors[0], descriptors[1] if len(descriptors) > 1 else None).run()
 

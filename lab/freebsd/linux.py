@@ -7,35 +7,36 @@ command the difference between model and namespace is computed anew and done, in
 from __future__ import annotations
 
 import json
-import subprocess
-from ipaddress import ip_address
-from pathlib import Path
-from typing import Any
+import os
+from ipaddress import IPv6Address, ip_address
 
-from . import addresses, links, relay, store
+from . import addresses, links, process, relay, store
 from .model import ACCEPT_RTADV, INET, INET6, NO_DAD, Address, Host, Interface, Route
 
 OURS = "41"  # the protocol number which our routes carry; nobody else's
 MAIN, FIRST_FIB_TABLE = 254, 1000
 IPV6_MIN_MTU = 1280  # Linux takes IPv6 away from links with less
-CONF = Path("/proc/sys/net/ipv6/conf")
+RTF_ADDRCONF = 0x40000  # linux/ipv6_route.h: from an advertisement
+CONF = "/proc/sys/net/ipv6/conf"
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any
+
+    Shown = dict[str, Any]  # an object of ip(8)'s JSON
+    Target = tuple[str, int, tuple[tuple[str, str], ...]]  # type, mtu, (gateway, device) ...
 
 
-Shown = dict[str, Any]  # an object of ip(8)'s JSON
-
-
-def ip(*arguments: str, batch: str | None = None) -> subprocess.CompletedProcess[str]:
-    path = {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"}
-    return subprocess.run(
-        ["ip", *arguments], input=batch, capture_output=True, text=True, env=path, check=False
-    )
+def ip(*arguments: str, batch: str = "") -> tuple[str, str]:
+    program = next(path for path in ("/sbin/ip", "/bin/ip") if os.access(path, os.X_OK))
+    return process.run([program, *arguments], batch)
 
 
 def run(lines: list[str], *options: str) -> None:
     if lines:
-        done = ip(*options, "-force", "-batch", "-", batch="\n".join(lines) + "\n")
-        if done.stderr:
-            store.note_refusal("\n".join([*lines, done.stderr]))
+        _, refused = ip(*options, "-force", "-batch", "-", batch="\n".join(lines) + "\n")
+        if refused:
+            store.note_refusal("\n".join([*lines, refused]))
 
 
 def linux_name(name: str) -> str:
@@ -52,7 +53,7 @@ def all_routes(family: str) -> list[Shown]:
 
 
 def listed(*arguments: str) -> list[Shown]:
-    output = ip("-j", *arguments).stdout
+    output, _ = ip("-j", *arguments)
     return [entry for entry in json.loads(output or "[]") if entry]
 
 
@@ -74,10 +75,7 @@ def observe(host: Host) -> None:
     for name, link in seen.items():
         if name in host.interfaces:
             observe_link(host, host.interfaces[name], link)
-    for route in all_routes(INET6):
-        if route.get("protocol") == "ra" and route["dst"] == "default":
-            for hop in route.get("nexthops", [route]):
-                observe_router(host, hop)
+    observe_routers(host)
 
 
 def observe_link(host: Host, interface: Interface, link: Shown) -> None:
@@ -105,11 +103,16 @@ def observe_autoconf(host: Host, interface: Interface, info: Shown) -> None:
         route.learned = True
 
 
-def observe_router(host: Host, hop: Shown) -> None:
-    interface = host.interfaces[hop["dev"]]
-    route = addresses.interface_route(interface, INET6, "::", 0, learned=True)
-    route.gateway, route.pinned = hop["gateway"], False
-    host.routes.append(route)
+def observe_routers(host: Host) -> None:
+    """The default routes from advertisements: they stay when no more are accepted."""
+    with open("/proc/net/ipv6_route") as file:
+        lines = [line.split() for line in file]
+    for destination, bits, _, _, gateway, _, _, _, flags, device in lines:
+        if (int(destination, 16), bits) == (0, "00") and int(flags, 16) & RTF_ADDRCONF:
+            interface = host.interfaces[device]
+            route = addresses.interface_route(interface, INET6, "::", 0, learned=True)
+            route.gateway, route.pinned = str(IPv6Address(int(gateway, 16))), False
+            host.routes.append(route)
 
 
 # --- doing ----------------------------------------------------------------------------------
@@ -145,15 +148,20 @@ def forwards(host: Host) -> int:
     return host.sysctl.get("net.inet6.ip6.forwarding", 0)
 
 
-def write(path: str | Path, value: int) -> None:
+def write(path: str, value: int) -> None:
     """sysctl(8) of Linux. /proc/sys/net is that of the namespace of who reads it."""
-    path = Path(path)
-    if path.read_text().strip() != str(value):
-        path.write_text(str(value))
+    if read(path) != value:
+        with open(path, "w") as file:
+            file.write(str(value))
+
+
+def read(path: str) -> int:
+    with open(path) as file:
+        return int(file.read())
 
 
 def switch_ipv6(host: Host, interface: Interface) -> None:
-    conf = CONF / linux_name(interface.name)
+    conf = f"{CONF}/{linux_name(interface.name)}"
     if interface.kind == "loop":
         return
     accepts = interface.nd6 & ACCEPT_RTADV
@@ -162,16 +170,16 @@ def switch_ipv6(host: Host, interface: Interface) -> None:
     ignores = forwards(host) and not host.sysctl.get("net.inet6.ip6.rfc6204w3", 0)
     defaults = [r for r in host.matching(INET6, 0, "::", 0) if not r.learned]
     silent = interface.nd6 & NO_DAD or not host.sysctl.get("net.inet6.ip6.dad_count", 1)
-    write(conf / "addr_gen_mode", 1)  # link-local addresses come from the model
-    write(conf / "disable_ipv6", int(interface.disabled))
-    write(conf / "router_solicitations", 0)  # that is for rtsol(8)
-    write(conf / "accept_ra", 2 if accepts else 0)  # 2: although forwarding
-    write(conf / "accept_ra_defrtr", int(not ignores and not defaults))
-    write(conf / "accept_ra_mtu", 0)
-    write(conf / "use_tempaddr", 0)
+    write(f"{conf}/addr_gen_mode", 1)  # link-local addresses come from the model
+    write(f"{conf}/disable_ipv6", int(interface.disabled))
+    write(f"{conf}/router_solicitations", 0)  # that is for rtsol(8)
+    write(f"{conf}/accept_ra", 2 if accepts else 0)  # 2: although forwarding
+    write(f"{conf}/accept_ra_defrtr", int(not ignores and not defaults))
+    write(f"{conf}/accept_ra_mtu", 0)
+    write(f"{conf}/use_tempaddr", 0)
     # Whether addresses are tried at all is the lab's decision (waiting costs a second each).
-    usual = int((CONF / "default/accept_dad").read_text())
-    write(conf / "accept_dad", 0 if silent else usual)
+    usual = read(f"{CONF}/default/accept_dad")
+    write(f"{conf}/accept_dad", 0 if silent else usual)
 
 
 def link_steps(interface: Interface, seen: Shown) -> list[str]:
@@ -211,9 +219,6 @@ def address_steps(interface: Interface, seen: Shown) -> list[str]:
         broadcast = " brd +" if interface.ether and ":" not in new else ""
         steps.append(f"addr add {new}{broadcast} {dev}{quiet}")
     return steps
-
-
-Target = tuple[str, int, tuple[tuple[str, str], ...]]  # type, mtu, (gateway, device) ...
 
 
 def all_route_steps(host: Host) -> list[str]:

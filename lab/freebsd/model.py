@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from .record import dataclass, field
 
 INET, INET6 = "inet", "inet6"
 BITS = {INET: 32, INET6: 128}

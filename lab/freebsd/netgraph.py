@@ -6,10 +6,10 @@ Kept between two commands in /run/freebsd/netgraph.json, beside the model.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
 
 from . import ksocket, links, linux, relay, store
 from .model import EEXIST, EINVAL, EPERM, Host, Interface, Refused, naturals
+from .record import dataclass, field
 
 ENOENT = "No such file or directory"
 EADDRINUSE = "Address already in use"
@@ -37,7 +37,7 @@ class Graph:
         self.nodes: dict[int, Node] = {}
         self.last = 0
         try:
-            kept = json.loads((store.HERE / "netgraph.json").read_text())
+            kept = json.loads(store.read("netgraph.json"))
         except FileNotFoundError:
             return
         self.last = kept["last"]
@@ -50,8 +50,8 @@ class Graph:
                 self.remove(node)
 
     def save(self) -> None:
-        kept = {"last": self.last, "nodes": [asdict(node) for node in self.nodes.values()]}
-        (store.HERE / "netgraph.json").write_text(json.dumps(kept, indent=1))
+        kept = {"last": self.last, "nodes": [vars(node) for node in self.nodes.values()]}
+        store.write("netgraph.json", json.dumps(kept))
 
     def make(self, kind: str, name: str = "") -> Node:
         self.last += 1

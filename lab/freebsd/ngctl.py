@@ -6,7 +6,6 @@ import getopt
 import os
 import sys
 from collections.abc import Callable, Container
-from pathlib import Path
 
 from . import ksocket, linux, store
 from .model import EPERM, Host, Refused
@@ -57,7 +56,10 @@ def main(arguments: list[str]) -> int:
 
 
 def read(script: str) -> str:
-    return sys.stdin.read() if script == "-" else Path(script).read_text()
+    if script == "-":
+        return sys.stdin.read()
+    with open(script) as file:
+        return file.read()
 
 
 def run(command: Command, script: str | None, words: list[str]) -> int:

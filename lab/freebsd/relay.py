@@ -5,14 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
-import socket
-import struct
-import subprocess
 import sys
 import time
-from pathlib import Path
 
+from . import process
 from .model import INET, Host, Interface
 
 PROTOCOL = 41  # IPv6 in IPv4
@@ -38,6 +34,8 @@ def sync(host: Host) -> None:
 
 
 def start(gif: Interface, pair: list[str]) -> None:
+    import socket  # takes long, and is seldom needed
+
     _, source, destination = pair
     tun = attach(gif.name)
     outer = socket.socket(socket.AF_INET, socket.SOCK_RAW, PROTOCOL)
@@ -46,24 +44,17 @@ def start(gif: Interface, pair: list[str]) -> None:
     IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0  # not in the socket module; clears DF
     outer.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
     outer.bind((source, 0))
-    descriptors = [tun, outer.fileno()]
-    program = Path(__file__).with_name("gif_relay.py")
-    process = subprocess.Popen(
-        [sys.executable, "-IS", program, gif.name, source, destination, *map(str, descriptors)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=descriptors,
-        start_new_session=True,
-        cwd="/",
-    )
-    gif.relay, gif.relay_pair = [process.pid, start_time(process.pid)], pair
+    pid = process.start("gif_relay.py", [gif.name, source, destination], [tun, outer.fileno()])
+    os.close(tun)
+    outer.close()
+    gif.relay, gif.relay_pair = [pid, start_time(pid)], pair
 
 
 def attach(name: str) -> int:
     """Opens the TUN device, when the relay before has gone for good."""
     tun = os.open("/dev/net/tun", os.O_RDWR)
-    request = struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI)
+    flags = IFF_TUN | IFF_NO_PI
+    request = name.encode().ljust(16, b"\0") + flags.to_bytes(2, sys.byteorder) + bytes(22)
     limit = time.monotonic() + PATIENCE
     while True:
         try:
@@ -77,7 +68,7 @@ def attach(name: str) -> int:
 
 def stop(gif: Interface) -> None:
     if gif.relay and is_alive(gif.relay):
-        os.kill(gif.relay[0], signal.SIGKILL)
+        os.kill(gif.relay[0], process.SIGKILL)
     gif.relay, gif.relay_pair = [], []
 
 
@@ -89,7 +80,8 @@ def is_alive(relay: list[int]) -> bool:
 def start_time(pid: int) -> int:
     """Tells a process from a later one with the same number: proc(5), field 22. 0: no process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
     except OSError:
         return 0
     return 0 if fields[0] == "Z" else int(fields[19])

@@ -12,7 +12,7 @@ import re
 import sys
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from . import linux, monitor, routes, show, store
+from . import linux, routes, show, store
 from .model import (
     BITS,
     EEXIST,
@@ -84,6 +84,8 @@ class Command:
         if self.verb not in (*CHANGES, "get", "show", "flush", "monitor"):
             raise Wrong(EX_USAGE, f"bad keyword: {self.verb}" if self.verb else "no command")
         if self.verb == "monitor":
+            from . import monitor  # what it imports takes long
+
             store.unlock()
             monitor.Monitor(self.host.netlink).run()
         if self.verb not in ("get", "show") and os.geteuid():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 from .model import (
@@ -17,6 +16,7 @@ from .model import (
     Route,
     cut,
 )
+from .record import dataclass
 
 
 @dataclass

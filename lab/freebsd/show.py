@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import getopt
-from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 
 from .model import INET, INET6, Address, Host, Interface
+from .record import dataclass, field
 
 FAMILIES = ("inet", "inet6", "link", "ether", "lladdr")
 

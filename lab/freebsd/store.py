@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
 
 from .model import Address, Host, Interface, Route
 
-HERE = Path("/run/freebsd")
+HERE = "/run/freebsd"
 
-_held: IO[str] | None = None
+_lock = -1  # its descriptor, while we hold it
 
 
-@contextlib.contextmanager
-def lock() -> Iterator[None]:
+class Lock:
     """Commands follow each other. Who is not root may read, and needs no lock for that."""
-    global _held
-    if os.geteuid():
-        yield
-        return
-    HERE.mkdir(exist_ok=True)
-    with open(HERE / "lock", "w") as _held:
-        fcntl.flock(_held, fcntl.LOCK_EX)
-        yield
+
+    def __enter__(self) -> None:
+        global _lock
+        if os.geteuid() == 0:
+            os.makedirs(HERE, exist_ok=True)
+            _lock = os.open(f"{HERE}/lock", os.O_WRONLY | os.O_CREAT, 0o644)
+            fcntl.flock(_lock, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        unlock()
 
 
 def unlock() -> None:
     """For commands that have done their part and now wait, or stay as daemons."""
-    if _held:
-        _held.close()
+    global _lock
+    if _lock != -1:
+        os.close(_lock)
+        _lock = -1
+
+
+def read(name: str) -> str:
+    """The text of one of our files.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    with open(f"{HERE}/{name}") as file:
+        return file.read()
+
+
+def write(name: str, text: str) -> None:
+    """Replace the text of one of our files."""
+    with open(f"{HERE}/{name}.new", "w") as file:
+        file.write(text)
+    os.replace(f"{HERE}/{name}.new", f"{HERE}/{name}")
 
 
 def word(name: str, otherwise: str) -> str:
     """What somebody wrote into one of the small files."""
     try:
-        return (HERE / name).read_text().strip() or otherwise
+        return read(name).strip() or otherwise
     except FileNotFoundError:
         return otherwise
 
@@ -47,7 +63,7 @@ def word(name: str, otherwise: str) -> str:
 def load() -> Host:
     host = Host(word("release", "15.1"), word("jail", ""), word("lacks", "").split())
     try:
-        kept = json.loads((HERE / "state.json").read_text())
+        kept = json.loads(read("state.json"))
     except FileNotFoundError:
         # As if hashed from the host's name and uuid.
         host.hostid = word("hostid", os.urandom(8).hex(":", 2))
@@ -63,7 +79,7 @@ def load() -> Host:
 def version() -> tuple[int, int]:
     """Another one after each command that changed something."""
     try:
-        about = (HERE / "state.json").stat()
+        about = os.stat(f"{HERE}/state.json")
     except FileNotFoundError:
         return 0, 0
     return about.st_ino, about.st_mtime_ns
@@ -77,11 +93,9 @@ def save(host: Host) -> None:
         for address in interface.addresses:
             address.state = ""
     host.routes = [r for r in host.routes if not r.learned]
-    new = HERE / "state.json.new"
-    new.write_text(json.dumps(vars(host), default=vars, indent=1))
-    new.replace(HERE / "state.json")
+    write("state.json", json.dumps(vars(host), default=vars))
 
 
 def note_refusal(text: str) -> None:
-    with open(HERE / "refused", "a") as file:
+    with open(f"{HERE}/refused", "a") as file:
         file.write(text)
