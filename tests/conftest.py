@@ -5,24 +5,41 @@ On FreeBSD that is the release of the machine; what cannot be tried there is lef
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
+import pluggy
 import pytest
 
 from lab import enclosure
 from lab.internet import Internet
 from lab.machine import FREEBSD, machine
-from tests import left_out, trust
+from tests import left_out, selection, trust
+from tests.selection import Rows
 
 LEFT_OUT = pytest.StashKey[list[str]]()  # the reason for each test that is left out
+ROWS = pytest.StashKey[Rows]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("selection", "which tests, and which rows of their tables")
+    group.addoption("--all", action="store_true", help="everything, not a sample (see SAMPLE)")
+    group.addoption("--check", action="store_true", help="what `make check` takes")
+    group.addoption("--row", help="of the tables only this row")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     trust.configure(config)
+    config.stash[selection.NUMBER] = selection.sample_number()
     # nohup(1), and a shell in the background, have them ignored in us and whatever we start.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("--all"):
+        return "sample: none, everything is taken"
+    return f"sample: SAMPLE={config.stash[selection.NUMBER]}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,11 +52,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.lab)
         for mark in item.iter_markers("hazard"):
             item.user_properties.append(("hazard", mark.args))
+    config.stash[selection.FOUND] = [*items]
+    if not config.getoption("--all"):
+        number, proven = config.stash[selection.NUMBER], selection.lab_is_proven()
+        _keep(config, items, selection.choose(items, number, lab_is_proven=proven))
+    if config.getoption("--check"):
+        _keep(config, items, selection.for_check(items))
     if FREEBSD:
         reasons = {item: reason for item in items if (reason := left_out.why(item))}
-        config.hook.pytest_deselected(items=list(reasons))
-        items[:] = [item for item in items if item not in reasons]
         config.stash[LEFT_OUT] = list(reasons.values())
+        _keep(config, items, [item for item in items if item not in reasons])
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
+    """A row that failed names itself, and how to run it alone."""
+    report = (yield).get_result()
+    rows = item.stash.get(ROWS, None)
+    if report.when == "call" and report.failed and rows is not None:
+        report.sections.append(("rows that failed, alone", rows.how_to_repeat()))
+
+
+@pytest.fixture
+def rows(request: pytest.FixtureRequest) -> Iterator[Rows]:
+    """`for row in rows(table)`: those that are due in this run."""
+    marker = request.node.get_closest_marker("turns")
+    found = Rows(request.config, request.node.nodeid, marker.args[0] if marker else 1)
+    request.node.stash[ROWS] = found
+    yield found
+    found.close()
 
 
 def pytest_terminal_summary(

@@ -1,9 +1,10 @@
-"""Every command of a plan fails once, in every way: `fault_table.py PLAN quick|hang|kill`.
+"""Every command of a plan fails once, in every way: `fault_table.py PLAN quick|hang|kill DUE`.
 
 Runs inside a host of the lab; tests/test_faults.py starts it.  The points are not listed anywhere:
 a plan is run once as it should be, and each command that this took, looks included, is a point.
 Then comes a run for each point and each fault, and after it the host must be as before.  On
-standard output: a line of JSON for each case that went wrong, and at last one with the counts.
+standard output: a line of JSON for each case that went wrong, and at last one with how many cases
+there are and how many were due (DUE is a `rows.Due` in JSON).
 
 A plan's commands run as its program runs them: the client's through `sh`, the server's in a sh(1)
 that is fed with lines.  To be quick, those of the client run in the process that `sh` has forked,
@@ -36,6 +37,7 @@ from dtcp.ledger import Ledger, LedgerError  # noqa: E402
 from dtcp.plan import Delegation, Options  # noqa: E402
 
 from lab.freebsd import faults, store  # noqa: E402
+from tests.rows import Due  # noqa: E402
 
 GRANT = Grant(IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"))
 HOST = GRANT._replace(inner=IPv6Address("2001:db8:1::6"), peer=IPv6Address("2001:db8:1::5"))
@@ -324,7 +326,7 @@ Run = Callable[[], list[str]]  # what is wrong after a case
 
 
 def cases(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
-    """Each case by its name."""
+    """Each case by its name, which no other has."""
     clean = bench.runner()
     bench.up(clean)
     made, is_up = len(clean.ran), state()
@@ -332,20 +334,25 @@ def cases(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
         clean.system.change(bench.then)
         changed, is_changed = clean.ran[made:], state()
         clean.system.change(bench.steps)
-        yield "to and fro", partial(settled, is_up)
+        to_and_fro = settled(is_up)
+        yield "to and fro", lambda: to_and_fro
     taken = len(clean.ran)
-    failures = clean.system.down()
+    as_it_should_be = [*map(str, clean.system.down())]
     clean.close()
-    yield "as it should be", lambda: [*map(str, failures), *kept(bench)]
+    as_it_should_be += kept(bench)
+    yield "as it should be", lambda: as_it_should_be
     if bench.then:
         for at, line in enumerate(changed):
             for kind in kinds if not line.startswith("kill ") else ():
-                yield f"change, {kind}: {line}", partial(rise, bench, made + at, kind, is_changed)
+                yield (
+                    f"change {at}, {kind}: {line}",
+                    partial(rise, bench, made + at, kind, is_changed),
+                )
         return
     for at, line in enumerate(clean.ran[:made]):
         # What comes of a look that fails is the same whatever the way.
         for kind in kinds if not is_look(line) else kinds[1:][at % 4 :][:1]:
-            yield f"up, {kind}: {line}", partial(rise, bench, at, kind, is_up)
+            yield f"up {at}, {kind}: {line}", partial(rise, bench, at, kind, is_up)
     if "exit1" in kinds:
         for at in range(len(bench.steps)):
             kind = ("told to stop", "no ledger")[at % 2]
@@ -357,7 +364,7 @@ def cases(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
         for number, kind in enumerate(kinds):
             # Not every way each time: a bring-up and two take-downs cost the most.
             if (at + number) % SHARE == 0 or len(kinds) == 1:
-                yield f"down, {kind}: {line}", partial(down, bench, made, at, kind, undone)
+                yield f"down {at}, {kind}: {line}", partial(down, bench, made, at, kind, undone)
 
 
 def kept(bench: Bench) -> list[str]:
@@ -486,7 +493,7 @@ def kills(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
         if not is_look(line):
             # After one command or before the next: nearly the same, so turn by turn.
             kind = kinds[at % len(kinds)]
-            yield f"{kind}: {line}", partial(killed, bench, at, kind)
+            yield f"{at}, {kind}: {line}", partial(killed, bench, at, kind)
 
 
 def live(bench: Bench, runner: Runner) -> None:
@@ -510,7 +517,7 @@ def killed(bench: Bench, at: int, kind: str) -> list[str]:
     return wrong + settled(bench.before)
 
 
-def main(name: str, what: str, *, only_count: bool) -> None:
+def main(name: str, what: str, due: Due) -> None:
     run._PATH = "/nowhere"  # Linux has some of these names as well
     os.environ["PATH"] = WITH_PYTHON
     if not CASES[name].server:
@@ -518,14 +525,13 @@ def main(name: str, what: str, *, only_count: bool) -> None:
     if what == "hang":
         plan.RTSOL_TIME = USUAL
     bench = Bench(CASES[name], name)
-    count = 0
-    for told, look in (kills if what == "kill" else cases)(bench, KINDS[what]):
-        count += 1
-        wrong = [] if only_count and count > 1 else look()
-        if wrong:
+    table = dict((kills if what == "kill" else cases)(bench, KINDS[what]))
+    chosen = due.among(list(table))
+    for told in chosen:
+        if wrong := table[told]():
             print(json.dumps([told, wrong]), flush=True)
-    print(json.dumps(count))
+    print(json.dumps([len(table), len(chosen)]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], only_count="count" in sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], Due(*json.loads(sys.argv[3])))

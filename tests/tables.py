@@ -11,6 +11,7 @@ from lab.host import Host
 from lab.internet import Internet
 from tests.fault_table import CASES
 from tests.running import ROOT
+from tests.selection import Rows
 
 # Cases of each plan, those that hang apart, and in how many we are killed: fewer, and the table
 # has shrunk.
@@ -45,17 +46,19 @@ LEAST = {
 
 
 class Table(NamedTuple):
-    """How many cases there were, and what was wrong in which."""
+    """How many cases there are, how many were due, and what was wrong in which."""
 
     cases: int
+    ran: int
     wrong: list[str]
 
 
-def fill(host: Host, plan: str, what: str) -> Table:
-    words = [sys.executable, str(ROOT / "tests/fault_table.py"), plan, what]
+def fill(host: Host, plan: str, what: str, rows: Rows) -> Table:
+    words = [sys.executable, str(ROOT / "tests/fault_table.py"), plan, what, json.dumps(rows.due)]
     done = host.run(words, timeout=900)
-    *wrong, cases = map(json.loads, done.stdout.splitlines())
-    return Table(cases, [f"{what}: {line}" for line in [*wrong, *done.stderr.splitlines()]])
+    *wrong, (cases, ran) = map(json.loads, done.stdout.splitlines())
+    rows.failed += [case for case, _ in wrong]
+    return Table(cases, ran, [f"{what}: {line}" for line in [*wrong, *done.stderr.splitlines()]])
 
 
 def prepare(net: Internet, plan: str) -> None:

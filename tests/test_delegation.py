@@ -41,6 +41,8 @@ def _no_rtadvd(net: Internet) -> None:
     )
 
 
+@pytest.mark.dialects
+@pytest.mark.smoke
 def test_a_lan_host_gets_an_address_and_reaches_the_world(net: Internet) -> None:
     with serve(net):
         before = net.client.snapshot()
@@ -113,6 +115,7 @@ def test_a_prefix_that_one_interface_gets_whole(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.dialects
 def test_the_administrators_rtadvd_is_left_to_it(net: Internet) -> None:
     net.client.run(["rtadvd", "em1"])
     wait_until(
@@ -198,6 +201,7 @@ for line in sys.stdin:
         assert client.end() == 0
 
 
+@pytest.mark.dialects
 def test_solicit(release: str, enclosed: None) -> None:
     """-r solicit: the server advertises on the tunnel, and the default route is learned."""
     with Internet(release) as net, serve(net) as server:

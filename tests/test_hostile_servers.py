@@ -423,6 +423,7 @@ def test_nor_at_a_second_login(net: Internet) -> None:
 EXTRA = "$(>/run/owned) ;>/run/owned `>/run/owned` -alias gif0 fe80::1%em0 \x1b[2J destroy"
 
 
+@pytest.mark.smoke
 @pytest.mark.hazard(8, "K2")
 def test_no_word_of_the_server_reaches_a_command(net: Internet) -> None:
     words = f"+OK {PAIR} {PREFIX}0006 {PREFIX}0005 {EXTRA}\r\n"

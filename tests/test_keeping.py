@@ -29,6 +29,7 @@ def _commands(client: Program, since: int) -> list[str]:
     return [line for line in found if not re.match(r"ifconfig \S+$|route -n (get|monitor)", line)]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_restarted_server_finds_us_back_and_nothing_touched(
     net: Internet, number: signal.Signals

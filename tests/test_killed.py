@@ -13,6 +13,7 @@ from lab.internet import Internet
 from lab.snapshot import Snapshot, difference
 from tests import fault_table
 from tests.running import Program, go_wrong, login, serve, wait_until
+from tests.selection import Rows
 from tests.tables import LEAST, fill, prepare
 from tests.trust import Figure
 
@@ -51,11 +52,11 @@ def _start_and_stop(net: Internet, *words: str) -> None:
         assert client.status() == 75, client.lines
 
 
-@pytest.mark.parametrize(
-    ("release", "share"), [("15.1", 0), ("13.2", 1)], indirect=["release"], ids=["15.1", "13.2"]
-)
-def test_a_start_after_it_is_like_a_clean_one(net: Internet, share: int) -> None:
-    """Killed in each command that changes something, on the way up and on the way down."""
+def test_a_start_after_it_is_like_a_clean_one(net: Internet, rows: Rows) -> None:
+    """The whole program, killed in a command that changes something, on the way up or down.
+
+    Each point of each plan has its turn below, in `test_in_every_step_of_every_plan`.
+    """
     with serve(net):
         before = net.client.snapshot()
         with login(net.client, *FULL) as client:
@@ -66,7 +67,7 @@ def test_a_start_after_it_is_like_a_clean_one(net: Internet, share: int) -> None
         commands = [line for line in ran if not re.match("kill |route -n monitor", line)]
         points = [n for n, line in enumerate(commands) if not fault_table.is_look(line)]
         assert len(points) >= 18
-        for number in points[share::3]:
+        for number in rows(points[::3]):
             kind = ("kill", "kill-late")[number % 2]
             go_wrong(net, {"nth": number + 1, "do": kind})
             with login(net.client, *FULL) as client:
@@ -85,6 +86,7 @@ def _says(client: Program, text: str) -> bool:
     return any(text in line for line in client.lines)
 
 
+@pytest.mark.smoke
 def test_while_it_reconnects(net: Internet) -> None:
     before = net.client.snapshot()
     with serve(net) as server:
@@ -297,6 +299,7 @@ def test_a_state_file_that_makes_no_sense_stays_for_who_must_look(net: Internet)
 
 
 @pytest.mark.hazard(24)
+@pytest.mark.turns(2)
 @pytest.mark.parametrize(
     ("plan", "release"),
     [(plan, ("13.2", "15.1")[number % 2]) for number, plan in enumerate(fault_table.CASES)],
@@ -308,17 +311,18 @@ def test_in_every_step_of_every_plan(
     enclosed: None,
     capsys: pytest.CaptureFixture[str],
     figure: Figure,
+    rows: Rows,
 ) -> None:
     """What the next start does before anything else makes the host what it was."""
     with Internet(release, lan=True) as net:
         prepare(net, plan)
         before = net.client.snapshot()
-        table = fill(net.client, plan, "kill")
+        table = fill(net.client, plan, "kill", rows)
         assert table.wrong == []
         now = net.client.snapshot()
         before["processes"] = now["processes"] = []  # fault_table has looked
         assert difference(before, now) == []
-        figure("Whenever it is killed, the next start undoes what it left", "kills", table.cases)
+        figure("Whenever it is killed, the next start undoes what it left", "kills", table.ran)
         with capsys.disabled():
-            print(f"\n{plan} ({release}): killed {table.cases} times")
+            print(f"\n{plan} ({release}): killed {table.ran} times, at {table.cases} points")
         assert table.cases >= LEAST[plan][2]

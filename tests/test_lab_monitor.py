@@ -11,7 +11,7 @@ from lab.host import Host
 from lab.internet import Internet
 from tests.running import wait_until
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
+pytestmark = [pytest.mark.proves_lab, pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
 DONE = """
     ifconfig em0 inet 10.99.0.9/24 alias

@@ -14,7 +14,7 @@ from lab.host import Host
 from lab.internet import CLIENT4, FAR6, SERVER4, Internet
 from tests.running import ping, wait_until
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
+pytestmark = [pytest.mark.proves_lab, pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
 # Where the releases say and do the same.
 one_release = pytest.mark.parametrize("release", ["15.1"], indirect=True)

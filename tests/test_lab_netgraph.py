@@ -13,7 +13,7 @@ from lab.internet import CLIENT4, SERVER4, Internet
 from lab.snapshot import difference
 from tests.running import ping, wait_until
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
+pytestmark = [pytest.mark.proves_lab, pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
 # Where the releases say and do the same.
 one_release = pytest.mark.parametrize("release", ["15.1"], indirect=True)

@@ -27,7 +27,7 @@ from lab.linux import join
 from lab.machine import End
 from lab.snapshot import difference as difference_of
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
+pytestmark = [pytest.mark.proves_lab, pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
 RECORDINGS = Path(__file__).parent / "freebsd"
 FILES = [

@@ -19,7 +19,7 @@ from tests.outcomes import of_client, of_session
 from tests.trust import Figure
 
 CONVERSATIONS = 100_000
-SHARES = 10  # so that workers can share the work
+SHARES = 10  # each commit has another one
 
 
 def converse(name: str, share: int, one: Callable[[str, int], str]) -> Counter[str]:
@@ -73,7 +73,9 @@ OF_CLIENT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.hazard(2, 3, 4, 6, 7, 8, 13)
+@pytest.mark.turns(SHARES)
 @pytest.mark.parametrize("share", range(SHARES))
 def test_a_client_makes_something_documented_of_any_server(share: int, figure: Figure) -> None:
     seen = converse("client", share, _with_client)
@@ -93,7 +95,9 @@ OF_SERVER = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.hazard(37, 38, 39, 40, 46, 47)
+@pytest.mark.turns(SHARES)
 @pytest.mark.parametrize("share", range(SHARES))
 def test_a_session_makes_something_documented_of_any_client(share: int, figure: Figure) -> None:
     seen = converse("server", share, _with_session)

@@ -392,6 +392,7 @@ def test_a_verb_that_there_is_not_shows_those_that_there_are(
 # --- real tunnels -----------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 @pytest.mark.lab
 def test_a_tunnel_from_start_to_stop(net: Internet, client: Service) -> None:
     client.configure(**GOOD)

@@ -50,6 +50,7 @@ def _index(net: Internet, name: str = "gif0") -> str:
     return identity(net.server, name)
 
 
+@pytest.mark.dialects
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL])
 @pytest.mark.parametrize("kind", ["host", "network"])
 def test_who_comes_back_finds_everything_as_it_was(net: Internet, number: int, kind: str) -> None:

@@ -16,6 +16,7 @@ from lab.internet import Internet
 from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import ROOT, SERVER, Program, go_wrong, login, serve, wait_until
+from tests.selection import Rows
 from tests.trust import Figure
 
 pytestmark = pytest.mark.lab
@@ -25,11 +26,10 @@ GREETING = f"+OK {'0123456789ABCDEF' * 2} hello\r\n"
 
 PROMISE = "Told to end at any time, it does in time, and the host is as it was"
 
-# Those that end it and the one that does not; once and twice.
-SENT = [
-    *([number] * times for number in (signal.SIGTERM, signal.SIGINT) for times in (1, 2)),
-    *([signal.SIGHUP] * times + [signal.SIGTERM] for times in (1, 2)),
-]
+# Those that end it, and the one that does not.
+ONCE = [[signal.SIGTERM], [signal.SIGINT], [signal.SIGHUP, signal.SIGTERM]]
+# A second one finds it in its take-down, if there is a tunnel; else it has nothing more to do.
+SENT = [*ONCE, *([words[0], *words] for words in ONCE)]
 
 
 @contextmanager
@@ -105,12 +105,15 @@ STATES: dict[str, Callable[[Internet], AbstractContextManager[Program]]] = {
     [(state, ("15.1", "13.2")[number % 2]) for number, state in enumerate(STATES)],
     indirect=["release"],
 )
-def test_it_ends_in_time_and_leaves_nothing(net: Internet, state: str, figure: Figure) -> None:
+def test_it_ends_in_time_and_leaves_nothing(
+    net: Internet, state: str, figure: Figure, rows: Rows
+) -> None:
     serve(net).end()  # for its files
-    figure(PROMISE, "states and signals", len(SENT))
+    sent = SENT if state in ("up", "reconnecting") else ONCE
+    figure(PROMISE, "states and signals", len(sent))
     etc = {name: net.client.read(f"/etc/{name}") for name in ("nsswitch.conf", "resolv.conf")}
     before = net.client.snapshot()
-    for numbers in SENT:
+    for numbers in rows(sent):
         with STATES[state](net) as client:
             for number in numbers:
                 if not client.ended:
@@ -139,10 +142,7 @@ def test_hup_means_log_in_again_now(net: Internet, state: str) -> None:
 
 
 @pytest.mark.hazard(25)
-@pytest.mark.parametrize(
-    ("release", "share"), [("15.1", 0), ("13.2", 1)], indirect=["release"], ids=["15.1", "13.2"]
-)
-def test_in_every_step(net: Internet, share: int, figure: Figure) -> None:
+def test_in_every_step(net: Internet, figure: Figure, rows: Rows) -> None:
     """Each command hangs in its turn, and the signal comes while it does."""
     words = ("-t", "network", "-A", "2001:db8:3c3::1")
     with serve(net):
@@ -154,10 +154,10 @@ def test_in_every_step(net: Internet, share: int, figure: Figure) -> None:
         ran = [line.partition("# ")[2] for line in client.lines[:up] if "dtcpc: # " in line]
         first = next(n for n, line in enumerate(ran) if line.startswith("ifconfig gif create"))
         assert len(ran) - first >= 9
-        figure(PROMISE, "steps that hung", len(range(first + share, len(ran), 2)))
-        for number in range(first + share, len(ran), 2):
+        figure(PROMISE, "steps that hung", len(ran) - first)
+        for number in rows(range(first, len(ran))):
             go_wrong(net, {"nth": number + 1, "do": "hang"})
-            sent = SENT[number // 2 % len(SENT)]
+            sent = SENT[number % len(SENT)]
             with login(net.client, *words) as client:
                 wait_until("it hangs", lambda: sum("# " in x for x in client.lines) > number)  # noqa: B023
                 for each in sent:
@@ -166,6 +166,7 @@ def test_in_every_step(net: Internet, share: int, figure: Figure) -> None:
             assert difference(before, net.client.snapshot()) == [], (ran[number], sent)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("release", ["13.2"], indirect=True)
 def test_in_a_take_down_that_hangs(net: Internet, number: signal.Signals) -> None:
@@ -213,19 +214,17 @@ test "$(stty -a)" = "$before" && echo terminal the same || echo terminal changed
 
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 @pytest.mark.parametrize("asked", [True, False], ids=["asked for the password", "up"])
-def test_on_a_terminal(net: Internet, asked: bool) -> None:
+def test_on_a_terminal(net: Internet, asked: bool, rows: Rows) -> None:
+    sent = [
+        *((keys, "", times) for keys in ("\x03", "\x1c") for times in (1, 2)),
+        *(("", name, times) for name in ("TERM", "INT") for times in (1, 2)),
+        *((("", "HUP", 1), ("", "HUP", 2)) if asked else ()),
+    ]
     with serve(net):
         before = net.client.snapshot()
         words = [sys.executable, str(ROOT / "dtcpc.py"), "-u", "stranger" if asked else "itojun"]
         argv = net.client.argv(["sh", "-c", ON_TERMINAL, "sh", *words, "-t", "host", SERVER])
-        for keys, name, times in (
-            ("\x03", "", 1),
-            ("\x03", "", 2),
-            ("\x1c", "", 1),
-            ("\x1c", "", 2),
-            *(("", name, times) for name in ("TERM", "INT") for times in (1, 2)),
-            *((("", "HUP", 1), ("", "HUP", 2)) if asked else ()),
-        ):
+        for keys, name, times in rows(sent):
             child = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=15)
             child.logfile_read = said = io.StringIO()
             child.expect_exact("Password of stranger" if asked else "up after")

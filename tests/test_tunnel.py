@@ -29,6 +29,8 @@ pytestmark = pytest.mark.lab
 INSIDE = "2001:db8:3c3::1"  # an address of the delegated prefix
 
 
+@pytest.mark.dialects
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("tunnel_type", "words", "source"),
     [
@@ -87,6 +89,7 @@ def test_a_second_signal_changes_nothing(net: Internet, number: signal.Signals) 
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.dialects
 @pytest.mark.hazard(22, "K5")
 def test_a_static_default_route_stays(net: Internet) -> None:
     net.client.run(["ifconfig", "em0", "inet6", "2001:db8:f::7", "prefixlen", "64", "alias"])
@@ -94,6 +97,7 @@ def test_a_static_default_route_stays(net: Internet) -> None:
     _another_default_stays(net)
 
 
+@pytest.mark.dialects
 @pytest.mark.hazard(22, "K5")
 def test_an_advertised_default_route_stays(release: str, enclosed: None) -> None:
     with Internet(release, lan=True) as net:
@@ -143,6 +147,7 @@ def test_other_destinations_instead_of_the_default(net: Internet) -> None:
         assert client.end() == 0
 
 
+@pytest.mark.dialects
 def test_name_and_mtu_as_asked(net: Internet) -> None:
     for name in ("gif7", "dtcp0"):
         with serve(net):
@@ -172,6 +177,7 @@ def test_an_interface_that_is_there_is_used_and_left_as_it_was(net: Internet) ->
             assert after[view] == before[view]
 
 
+@pytest.mark.dialects
 def test_a_kept_interface_is_bare_and_taken_over(net: Internet) -> None:
     """-o leaves the interface, and nothing else of ours; the next run uses it again."""
     with serve(net):
@@ -251,6 +257,7 @@ def test_a_fib_of_its_own(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.dialects
 @pytest.mark.hazard(24)
 def test_a_refused_outer_pair_is_noticed_and_rolled_back(net: Internet) -> None:
     """ifconfig exits 0 when the kernel refuses the pair, because another gif has it."""

@@ -8,6 +8,7 @@ they do to each other may be an error of the protocol, and each must always know
 
 from __future__ import annotations
 
+import pytest
 from dtcp import wire
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -229,6 +230,7 @@ class TwoOwners(RuleBasedStateMachine):
 RUNS, STEPS = 400, 60
 
 
+@pytest.mark.long
 def test_both_ends_know_where_they_stand_whenever_the_connection_is_lost(figure: Figure) -> None:
     run = settings(max_examples=RUNS, stateful_step_count=STEPS, deadline=None)
     run_state_machine_as_test(TwoOwners, settings=run)

@@ -31,6 +31,8 @@ def _serve(net: Internet, *words: str) -> Program:
     return server
 
 
+@pytest.mark.dialects
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("words", "ports"),
     [((), (4028, 4028)), (("-b", "5000"), (5000, 4028))],

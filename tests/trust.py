@@ -1,25 +1,25 @@
-"""docs/trust.md: what is promised, and what the last full run of the tests showed of it.
+"""docs/trust.md: what is promised, and what the last whole run of the tests showed of it.
 
 A test says with the fixture `figure` which promise it shows and what it counted; the marker
 `hazard` says which lines of tests/hazards.py it proves.  With FIGURES naming a file, a run appends
-what its passed tests said to that file; `python -m tests.trust FILE` then writes the tables between
-the marks in docs/trust.md.  Figures that differ from run to run are for `-s`, not for here.
+what its passed tests said to that file; `make test-all` then writes the tables between the marks in
+docs/trust.md.  Figures that differ from run to run are for `-s`, not for here.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests import selection
 from tests.hazards import HAZARDS
 
-TRUST = Path(__file__).resolve().parent.parent / "docs/trust.md"
 BEGIN, END = "<!-- written by the tests: -->\n", "<!-- to here -->\n"
 
 Figure = Callable[[str, str, int | str], None]
@@ -100,17 +100,16 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(c.replace('|', '/') for c in each)} |\n" for each in lines)
 
 
-def main(path: str, *partial: str) -> int:
-    """Write docs/trust.md from the file of a full run; after one that was `partial`, do nothing."""
-    if partial:
-        return 0
+def write(path: str, seconds: float) -> None:
+    """Write docs/trust.md from the file of a whole run that took so long."""
     with open(path) as file:
         made = tables(file)
-    before, _, rest = TRUST.read_text().partition(BEGIN)
+    words = ["git", "-C", str(selection.ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    run = (
+        f"The last whole run: commit {commit}, {seconds / 60:.0f} minutes. It also held the lab"
+        f" against the recordings (check sum {selection.lab_digest()}).\n"
+    )
+    before, _, rest = selection.TRUST.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    TRUST.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    selection.TRUST.write_text(f"{before}{BEGIN}\n{run}\n{made}\n{END}{after}")

@@ -1,0 +1,66 @@
+"""What the three runs of the tests are made of: `python -m tests check|test|all`, as root.
+
+    check   what a contributor wants to know in a minute
+    test    every behaviour once, of the big tables a sample (tests/selection.py)
+    all     everything; writes docs/trust.md
+    only    the words behind it are for pytest: a file, a test, its options
+
+JOBS in the environment: how many tests run side by side, 2 if it is not set.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from tests import trust
+
+PYTHON = sys.executable
+JOBS = os.environ.get("JOBS", "2")
+# The whole run lives in namespaces of its own (lab/enclosure.py).
+PYTEST = [PYTHON, "-m", "lab", "run", PYTHON, "-m", "pytest"]
+SIDE_BY_SIDE = ["-n", JOBS, "--dist", "worksteal"]
+LINTERS = [
+    [PYTHON, "-m", "ruff", *words] for words in (["check", "-q"], ["format", "-q", "--check"])
+]
+LINTERS += [[PYTHON, "-m", "mypy", "--no-error-summary"]]
+
+
+def commands(run: str, words: list[str]) -> list[list[str]]:
+    """The commands that a run is made of.
+
+    Raises:
+        KeyError: there is no such run.
+    """
+    whole = ["--all"] if run == "all" else []
+    together = [
+        [*PYTEST, "-q", "-m", "alone", *whole],
+        [*PYTEST, "-q", "-m", "not alone", "--durations=10", *SIDE_BY_SIDE, *whole],
+    ]
+    return {
+        "check": [*LINTERS, [*PYTEST, "-q", "--check", *SIDE_BY_SIDE]],
+        "test": [*LINTERS, *together],
+        "all": [*LINTERS, *together],
+        "only": [[*PYTEST, *words]],
+    }[run]
+
+
+def main(run: str = "test", *words: str) -> int:
+    begun = time.monotonic()
+    with tempfile.NamedTemporaryFile() as figures:
+        for command in commands(run, list(words)):
+            status = subprocess.call(command, env={**os.environ, "FIGURES": figures.name})
+            if status != 0:
+                return status
+        took = time.monotonic() - begun
+        if run == "all":
+            trust.write(figures.name, took)
+    print(f"{run}: all is well, after {took:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
