@@ -31,7 +31,6 @@ def test_a_host_tunnel_in_its_order() -> None:
         " description 'dtcpc itojun@tunnel.example.org pid 7' mtu 1400 up)",
         "ifconfig $IF tunnel 203.0.113.7 192.0.2.1",
         "ifconfig $IF inet6 2001:db8:1::6 2001:db8:1::5 prefixlen 128 alias",
-        "ifconfig $IF up",
         "route -n add -inet6 default -interface $IF",
     ]
     assert _undo(steps) == [
@@ -45,7 +44,6 @@ def test_a_host_tunnel_in_its_order() -> None:
 def test_a_network_tunnel_has_an_unreachable_route_for_its_prefix() -> None:
     assert _do(plan.client(NETWORK_GRANT, plan.Options(), BARE, MARK))[2:] == [
         "ifconfig $IF inet6 -ifdisabled",
-        "ifconfig $IF up",
         "route -n add -inet6 default -interface $IF",
         "route -n add -inet6 2001:db8:3c3::/48 ::1 -reject",
     ]

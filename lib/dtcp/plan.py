@@ -150,10 +150,11 @@ def client(grant: Grant, options: Options, host: Host, description: str) -> list
     # have it: on 13.2 it would shadow the interface's own, on 15.1 be replaced by it.
     taken = [*host.routed, *(address.network for address in options.addresses)]
     taken += [address.network for _, address in lan]
+    up_already = grant.ports is None and host.existing is None  # see _interface
     return [
         *_ends(grant, options, host.existing, description),
         *_inner(grant, options.addresses),
-        _up(),
+        *(() if up_already else (_up(),)),
         *(_solicited(host, options.fib) if options.solicit else _routed(options, host)),
         *(_unreachable(prefix, options.fib) for prefix in grant.prefixes if prefix not in taken),
         *(step for interface, address in lan for step in _on_lan(interface, address)),
@@ -195,7 +196,7 @@ def server(
     inner = _inner(grant, ())[0]
     assert inner.check is not None
     inner = inner._replace(
-        undo=(), check=inner.check._replace(shows=(*inner.check.shows, "UP", "RUNNING"))
+        undo=(), check=inner.check._replace(shows=(*inner.check.shows, "RUNNING"))
     )
     return [create, *renamed, inner, *(route._replace(undo=()) for route in routes)]
 
@@ -296,7 +297,7 @@ def _interface(options: Options, existing: Interface | None, description: str) -
         Step(
             _ifconfig(name if by_name else "gif", "create", *settings, "up"),
             undo=(_ifconfig(TUNNEL, "destroy"),),
-            check=shows,
+            check=shows._replace(shows=(*shows.shows, "UP")),
             leave=_restored(Interface(TUNNEL, groups=(GROUP,)), options.fib)
             if options.keep
             else None,
