@@ -43,6 +43,7 @@ RESOLVE_TIME = 30.0
 LOOK_TIME = 60.0  # seconds between two looks at the network, when nobody tells us of changes
 LOOK_SELDOM = 600.0  # when somebody does, in case he missed one
 LOOK_PAUSE = 1.0  # between two, at least
+LOOK_AGAIN = 3.0  # after one that an event has caused: it comes before what it tells of is done
 LOOK_FIRST = 2.0  # seconds in which he has begun
 SCRIPT_TIME = 10.0  # seconds that the script of -s may take
 
@@ -853,7 +854,7 @@ class Client:
 
     def _keep_going(self, connection: Connection, heart: Heartbeat | None) -> NoReturn:
         next_look = time.monotonic() + LOOK_FIRST
-        looked_at = -math.inf
+        looked_at, told = -math.inf, False
         while True:
             connection.look()
             until = min(heart.next if heart else math.inf, next_look, connection.deadline)
@@ -865,10 +866,13 @@ class Client:
                 self._signals.reload = False
                 raise Failure("told to log in again", TRY_AGAIN, asked=True)
             if changed:  # again and again, on a busy network
+                told = True
                 next_look = min(next_look, max(now, looked_at + LOOK_PAUSE))
             if next_look <= now:
                 looked_at = now
-                next_look = now + (LOOK_TIME if self._monitor is None else LOOK_SELDOM)
+                usual = LOOK_TIME if self._monitor is None else LOOK_SELDOM
+                next_look = now + (LOOK_AGAIN if told else usual)
+                told = False
                 self._look(connection)
 
     def _look(self, connection: Connection) -> None:

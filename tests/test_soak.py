@@ -294,7 +294,7 @@ KINDS = [*MOODS, "another address", "a jump of the clock"] * 8 + ["down", "anoth
 STABLE = 70.0  # up for so long, it has forgotten its troubles
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.hazard(16, 18, 26, 28)
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 def test_a_day_of_troubles(net: Internet, tmp_path: Path, figure: Figure) -> None:
