@@ -96,9 +96,11 @@ def _without_release(item: pytest.Item) -> str:
 
 
 def lab_digest() -> str:
-    """What the tests that prove the lab depend on: it, and the recordings."""
+    """What the tests that prove the lab depend on: what it is on Linux, and the recordings."""
     digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "lab").rglob("*.py"), *(ROOT / "tests/freebsd").rglob("*")]):
+    files = [ROOT / "lab" / f"{name}.py" for name in ("host", "internet", "linux", "machine")]
+    files += [*(ROOT / "lab/freebsd").rglob("*.py"), *(ROOT / "tests/freebsd").rglob("*")]
+    for path in sorted(files):
         if path.is_file():
             digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
