@@ -93,14 +93,15 @@ LOOKS = {
 }
 
 # $1: the mark, then for each end of a wire: jail, interface, Ethernet address. The name that
-# create prints ends in a, and its other end is called the same with b.
+# create prints ends in a, and its other end is called the same with b. ifconfig(8) sets the
+# address last, whatever the order of the words: not together with what moves the interface away.
 _JOIN = """
 set -e
 mark=$1
 shift
 end() {
-    ifconfig "$1" ether "$4" vnet "$2"
-    ifconfig -j "$2" "$1" name "$3" >/dev/null
+    ifconfig "$1" vnet "$2"
+    ifconfig -j "$2" "$1" ether "$4" name "$3" >/dev/null
 }
 while [ $# -gt 0 ]; do
     a=$(ifconfig epair create description "$mark")
@@ -158,7 +159,8 @@ class Jail:
                 with suppress(FileNotFoundError):
                     shutil.copy2(directory / name, self._root / "etc" / name)
         # Where the run-time linker looks for libraries beyond /lib and /usr/lib: ldconfig(8).
-        shutil.copy("/var/run/ld-elf.so.hints", self._root / "var/run")
+        with suppress(FileNotFoundError):
+            shutil.copy("/var/run/ld-elf.so.hints", self._root / "var/run")
         commands = self._root / "run/freebsd/bin"
         commands.mkdir(parents=True)
         for name in _COMMANDS.split():
@@ -207,7 +209,10 @@ def join(wires: Sequence[tuple[End, End]]) -> None:
     for end in itertools.chain(*wires):
         assert isinstance(end.place, Jail)
         words += [end.place.name, end.interface, end.ether]
-    _do("sh", "-c", _JOIN, "sh", _mark(os.environ[_RUN]), *words)
+    try:
+        _do("sh", "-c", _JOIN, "sh", _mark(os.environ[_RUN]), *words)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"lab: no wires: {error.stderr.strip()}") from None
 
 
 def ping(address: str, count: int, seconds: int) -> list[str]:
