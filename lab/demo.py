@@ -191,6 +191,7 @@ class _Demo:
                 "This type gives a link and no addresses: the ping goes to the link-local address"
                 " of the server's gif0."
             )
+            self._wait_for_link_locals()
         else:
             self._heading("A ping through the tunnel to the far host")
         self._ping(self._net.client, target)
@@ -270,6 +271,15 @@ class _Demo:
         if found is None:
             raise _Failed(f"the server's gif0 has no link-local address:\n{seen}")
         return f"{found[1]}%gif0"
+
+    def _wait_for_link_locals(self) -> None:
+        """Both ends first ask whether somebody else has their address; on FreeBSD for a second."""
+        limit = time.monotonic() + 10 * SLOW
+        for host in self._net.client, self._net.server:
+            while "tentative" in host.run(["ifconfig", "gif0"]).stdout:
+                if time.monotonic() > limit:
+                    raise _Failed(f"the link-local address of gif0 on {host.name} stays tentative")
+                time.sleep(0.1)
 
     def _ping(self, host: Host, target: str) -> None:
         said = self._show_run(host, machine.ping(target, 3, 2), check=False)
