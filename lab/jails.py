@@ -43,7 +43,7 @@ RELEASES: tuple[str, ...] = (os.uname().release.partition("-")[0],)
 
 # What hosts are made of, where it is no part of the kernel; a jail cannot load it.
 _MODULES = "if_epair if_gif nullfs tmpfs ng_socket ng_iface ng_ksocket pf"
-_ETC = "group login.conf login.conf.db master.passwd passwd protocols pwd.db services spwd.db"
+_ETC = "group login.conf login.conf.db master.passwd passwd pf.os protocols pwd.db services spwd.db"
 
 # No waiting for duplicate address detection, except on tunnels: those are what is looked at.
 _START = "/sbin/ifconfig lo0 inet 127.0.0.1/8 up"
