@@ -21,7 +21,7 @@ from tests import trust
 PYTHON = sys.executable
 JOBS = os.environ.get("JOBS", "2")
 # The whole run lives in namespaces of its own (lab/enclosure.py).
-PYTEST = [PYTHON, "-m", "lab", "run", PYTHON, "-m", "pytest"]
+PYTEST = [PYTHON, "-m", "lab", "run", PYTHON, "-m", "pytest", "--failed-first"]
 SIDE_BY_SIDE = ["-n", JOBS, "--dist", "worksteal"]
 LINTERS = [
     [PYTHON, "-m", "ruff", *words] for words in (["check", "-q"], ["format", "-q", "--check"])

@@ -123,7 +123,8 @@ class Rows:
 
     def __init__(self, config: pytest.Config, nodeid: str, turns: int) -> None:
         """`turns`: how many commits in a row it takes until the test itself is taken."""
-        self._cache, self._nodeid = config.cache, nodeid
+        self._cache: pytest.Cache | None = getattr(config, "cache", None)  # -p no:cacheprovider
+        self._nodeid = nodeid
         self._key = f"rows/{zlib.crc32(nodeid.encode()):08x}"
         self._failed_before: list[str] = self._cache.get(self._key, []) if self._cache else []
         self.failed: list[str] = []
