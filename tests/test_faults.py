@@ -20,7 +20,7 @@ pytestmark = pytest.mark.lab
 
 
 @pytest.mark.hazard(19, 20, 21)
-@pytest.mark.turns(2)
+@pytest.mark.turns(5)
 @pytest.mark.parametrize(
     ("plan", "release"),
     [(plan, ("15.1", "13.2")[number % 2]) for number, plan in enumerate(CASES)],

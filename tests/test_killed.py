@@ -299,7 +299,7 @@ def test_a_state_file_that_makes_no_sense_stays_for_who_must_look(net: Internet)
 
 
 @pytest.mark.hazard(24)
-@pytest.mark.turns(2)
+@pytest.mark.turns(5)
 @pytest.mark.parametrize(
     ("plan", "release"),
     [(plan, ("13.2", "15.1")[number % 2]) for number, plan in enumerate(fault_table.CASES)],
