@@ -36,12 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    if config.getoption("--all"):
-        return "sample: none, everything is taken"
-    return f"sample: SAMPLE={config.stash[selection.NUMBER]}"
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever needs the enclosure needs root: `-m "not lab"` leaves it out.
 
@@ -76,7 +70,7 @@ def pytest_runtest_makereport(
     """A row that failed names itself, and how to run it alone."""
     report = (yield).get_result()
     rows = item.stash.get(ROWS, None)
-    if report.when == "call" and report.failed and rows is not None:
+    if report.when == "call" and report.failed and rows is not None and rows.failed:
         report.sections.append(("rows that failed, alone", rows.how_to_repeat()))
 
 
@@ -93,6 +87,9 @@ def rows(request: pytest.FixtureRequest) -> Iterator[Rows]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    if not config.getoption("--all"):
+        number = config.stash[selection.NUMBER]
+        terminalreporter.write_line(f"a sample was taken: SAMPLE={number} takes the same again")
     reasons = config.stash.get(LEFT_OUT, None)
     for line in left_out.summary(reasons or []):
         terminalreporter.write_line(line)

@@ -118,6 +118,29 @@ def test_a_change_of_our_own_address_is_noticed_at_once(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+def test_what_news_has_caused_is_looked_at_again(net: Internet) -> None:
+    """FreeBSD tells that an address goes before it has gone: one look at once is too early."""
+    with serve(net), login(net.client, "-t", "host") as client:
+        client.wait_for("up after")
+
+        def looks() -> int:
+            return client.lines.count("dtcpc: # ifconfig gif0")
+
+        def is_quiet() -> bool:
+            before = looks()
+            time.sleep(4)  # longer than it waits for the second look
+            return looks() == before
+
+        wait_until("nothing is news any more", is_quiet, 60)
+        seen = looks()
+        net.client.run(["ifconfig", "lo0", "inet", "127.0.0.9/32", "alias"])
+        wait_until("a look", lambda: looks() > seen)
+        time.sleep(1.5)  # what else is news of that has been looked at as well
+        seen = looks()
+        wait_until("another one", lambda: looks() > seen)
+        assert client.end() == 0
+
+
 @pytest.mark.hazard("C5")
 def test_a_refused_login_takes_the_tunnel_down_and_waits_long(net: Internet) -> None:
     server = serve(net)

@@ -150,11 +150,10 @@ def client(grant: Grant, options: Options, host: Host, description: str) -> list
     # have it: on 13.2 it would shadow the interface's own, on 15.1 be replaced by it.
     taken = [*host.routed, *(address.network for address in options.addresses)]
     taken += [address.network for _, address in lan]
-    up_already = grant.ports is None and host.existing is None  # see _interface
     return [
         *_ends(grant, options, host.existing, description),
         *_inner(grant, options.addresses),
-        *(() if up_already else (_up(),)),
+        *_up(grant, host.existing),
         *(_solicited(host, options.fib) if options.solicit else _routed(options, host)),
         *(_unreachable(prefix, options.fib) for prefix in grant.prefixes if prefix not in taken),
         *(step for interface, address in lan for step in _on_lan(interface, address)),
@@ -181,7 +180,7 @@ def server(
         return [
             *_ends(grant, options, existing, description),
             *_inner(grant, ()),
-            _up(),
+            *_up(grant, existing),
             *routes,
         ]
     create, *renamed = _interface(options, None, description)
@@ -379,9 +378,11 @@ def _address(address: IPv6Interface) -> Step:
     )
 
 
-def _up() -> Step:
+def _up(grant: Grant, existing: Interface | None) -> list[Step]:
+    if grant.ports is None and existing is None:
+        return []  # _interface has made it up
     # No undo: the interface is destroyed, or _restored puts it down.
-    return Step(_ifconfig(TUNNEL, "up"), check=Check(_ifconfig(TUNNEL), shows=("UP", "RUNNING")))
+    return [Step(_ifconfig(TUNNEL, "up"), check=Check(_ifconfig(TUNNEL), shows=("UP", "RUNNING")))]
 
 
 def _routed(options: Options, host: Host) -> list[Step]:
