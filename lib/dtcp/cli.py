@@ -1,4 +1,4 @@
-"""What the programs' command lines have in common: exit statuses, output, usage errors, numbers."""
+"""What the programs' command lines have in common: output, usage errors, converters."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NoReturn
 
-# The exit status says what a script should do next.  64 to 77 are those of sysexits(3).
-OK, FAILED, USAGE, TRY_AGAIN, NOT_ALLOWED = 0, 1, 64, 75, 77
+from dtcp.errors import FAILED, USAGE, Error
 
 
-class Failure(Exception):
+class Failure(Error):
     """Why a program ends, in one line, and with which status."""
 
     def __init__(self, text: str, status: int = FAILED) -> None:
         super().__init__(text)
         self.status = status
+
+
+class Invalid(Error, argparse.ArgumentTypeError):
+    """A word of the command line, or of a file, is not what it should be."""
+
+    status = USAGE
 
 
 def show(text: str, *, needed: bool = False) -> None:
@@ -66,16 +72,48 @@ class Parser(argparse.ArgumentParser):
         try:
             show(message.rstrip("\n"))
         except Failure as failure:
-            complain(f"{self.prog}: {failure}")
+            complain(f"{self.prog.split()[0]}: {failure}")  # of a command: the program
             raise SystemExit(FAILED) from None
 
 
 def in_range(least: int, most: int) -> Callable[[str], int]:
-    """A parser of numbers in that range, for `type=` of an argument."""
+    """A converter of numbers in that range; it raises Invalid."""
 
-    def parse(text: str) -> int:
+    def convert(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!a} is not a number from {least} to {most}")
+            raise Invalid(f"{text!a} is not a number from {least} to {most}")
         return int(text)
 
-    return parse
+    return convert
+
+
+def matching(pattern: str, what: str) -> Callable[[str], str]:
+    """A converter of words that match the pattern as a whole; it raises Invalid.
+
+    `what` is what such a word is, for the message.
+    """
+
+    def convert(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise Invalid(f"invalid {what}: {text!a}")
+        return text
+
+    return convert
+
+
+def ipv4(text: str) -> IPv4Address:
+    """An IPv4 address.  Raises Invalid."""
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise Invalid(f"invalid IPv4 address: {text!a}") from None
+
+
+def ipv6(text: str) -> IPv6Address:
+    """An IPv6 address without a scope.  Raises Invalid."""
+    try:
+        if "%" not in text:
+            return IPv6Address(text)
+    except ValueError:
+        pass
+    raise Invalid(f"invalid IPv6 address: {text!a}")

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import io
 import math
 import os
+import re
 import resource
 import select
 import signal
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NoReturn
 
+from dtcp import private
+from dtcp.errors import Error
+
+# What would end us by default, and means nothing, or not yet.
+_HARMLESS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # the signals that end us
 
 
 _ERROR, _NOTICE, _INFO, _DEBUG = 3, 5, 6, 7  # of syslog(3)
 
+READING_TIME = 1.0  # seconds that whoever reads standard error has for it
+PIECE = 512  # bytes that a pipe takes at once when it is writable: PIPE_BUF on FreeBSD
 
-class PidFileError(Exception):
-    """Another instance runs, or the pid file cannot be had.  Fit for a terminal."""
+
+_inherited: list[int] = []  # descriptors of a lock, a pipe, whatever else our parent had open
+
+
+class Stopped(Exception):
+    """We were told to end: that is no error."""
+
+
+class PidFileError(Error):
+    """Another instance runs, or the pid file cannot be had."""
 
 
 def settle() -> None:
@@ -47,6 +62,9 @@ def settle() -> None:
     for fd in range(3, 256):
         with contextlib.suppress(OSError):
             os.set_inheritable(fd, False)
+            _inherited.append(fd)
+    # There may be a million of them, too many to ask for each; and no one there is meant for us.
+    os.closerange(256, max(65536, os.sysconf("SC_OPEN_MAX")))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o077)
@@ -63,6 +81,7 @@ class Log:
     def __init__(self, program: str, *, verbose: bool = False) -> None:
         self._program = program
         self._verbose = verbose
+        self._is_unread = False  # standard error, so that lines are lost
         self._syslog: Callable[[int, str], None] | None = None
 
     def to_syslog(self) -> None:
@@ -92,10 +111,44 @@ class Log:
         if self._syslog is not None:
             self._syslog(level, text)
         elif level <= _NOTICE or self._verbose:
-            # A full disk or a closed terminal is no reason to lose the tunnel.
+            # A full disk or a closed terminal is no reason to lose the tunnel, nor is a pipe or a
+            # terminal (^S) that nobody reads.
+            line = f"{self._program}: {text}\n".encode(errors="backslashreplace")
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"{self._program}: {text}\n")
-                sys.stderr.flush()
+                for start in range(0, len(line), PIECE):
+                    patience = 0.0 if self._is_unread else READING_TIME
+                    self._is_unread = not select.select([], [2], [], patience)[1]
+                    if self._is_unread:
+                        break
+                    os.write(2, line[start : start + PIECE])
+
+
+def stop_at_once() -> None:
+    """Have the first signal that ends us raise Stopped, wherever we are, and others do nothing.
+
+    SIGHUP is one of them.  This holds until there are `Signals`.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        # A second one must not disturb what the first began.  SIG_IGN would have Python complain of
+        # one that has come already.
+        for each in (*ENDING, signal.SIGHUP):
+            signal.signal(each, lambda number, frame: None)
+        raise Stopped
+
+    for number in (*ENDING, signal.SIGHUP):
+        signal.signal(number, stop)
+    for number in _HARMLESS:
+        signal.signal(number, lambda number, frame: None)
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that end us.
+
+    In Python's own end the default holds again, and one more of them would be our exit status.
+    """
+    for number in (*ENDING, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Signals:
@@ -130,16 +183,19 @@ class Signals:
     def _report(self, number: int, frame: FrameType | None) -> None:
         self.report = True
 
-    def wait(
-        self, readers: Sequence[int], timeout: float, writers: Sequence[int] = ()
-    ) -> tuple[list[int], list[int]]:
-        """Wait until a descriptor is ready, a signal came, or `timeout` seconds have passed."""
+    def check(self) -> None:
+        """Raise Stopped, if we were told to end."""
+        if self.stopping:
+            raise Stopped
+
+    def wait(self, readers: Sequence[int], timeout: float) -> list[int]:
+        """Wait until one is readable, a signal came, or `timeout` seconds have passed."""
         limit = None if timeout == math.inf else max(0.0, timeout)
-        ready, writable, _ = select.select([*readers, self.woken], writers, [], limit)
+        ready, _, _ = select.select([*readers, self.woken], [], [], limit)
         if self.woken in ready:
             ready.remove(self.woken)
             self.drain()
-        return ready, writable
+        return ready
 
     def drain(self) -> None:
         """Make `woken` unreadable again."""
@@ -158,7 +214,7 @@ def locked_by(path: str) -> int | None:
     except (PidFileError, PermissionError):
         return 0
     # Who may read it may lock it, and the pid may be an old one that is somebody else's by now.
-    return 0 if pid and mode & 0o077 else pid
+    return 0 if pid and mode & private.ANYTHING else pid
 
 
 def running(path: str) -> int | None:
@@ -172,52 +228,43 @@ def running(path: str) -> int | None:
 def _holder(path: str) -> tuple[int | None, int]:
     """The pid, as in `locked_by`, and the file's mode.  Raises PidFileError, PermissionError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = private.open_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None, 0
     except PermissionError:
         raise
     except OSError as error:
-        raise PidFileError(f"{path}: {_why_not_opened(error)}") from None
+        raise PidFileError(f"{path}: {error.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         _check_place(path)
-        mode = _checked(path, fd)
+        # It may have a second name: anybody may give it one elsewhere
+        # (security.bsd.hardlink_check_uid is 0), and must not thereby keep what it names from being
+        # ended.
+        mode = private.check(path, fd, PidFileError).st_mode
         text = os.pread(fd, 20, 0).strip()
         return int(text) if text.isdigit() and 1 < int(text) < 1 << 31 else 0, mode
+    else:
+        # A ledger is replaced at each step: nobody may hold the lock of this one any more.
+        return (None, 0) if _is_at_path(path, fd) else _holder(path)
     finally:
         os.close(fd)
-    return None, 0
 
 
-def _why_not_opened(error: OSError) -> str:
-    is_link = error.errno in (errno.ELOOP, errno.EMLINK)  # the latter is FreeBSD's
-    return "is a symbolic link" if is_link else str(error.strerror)
-
-
-def _checked(path: str, fd: int) -> int:
-    """The mode of an open pid file, which nobody but root and us can have written.
-
-    It may have a second name: anybody may give it one elsewhere (security.bsd.hardlink_check_uid is
-    0), and must not thereby keep what it names from being ended.  Raises PidFileError.
-    """
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        raise PidFileError(f"{path}: not a regular file")
-    if info.st_uid not in (0, os.geteuid()):
-        raise PidFileError(f"{path}: belongs to somebody else; remove it")
-    if info.st_mode & 0o022:
-        raise PidFileError(f"{path}: writable by others; remove it")
-    return info.st_mode
+def _is_at_path(path: str, fd: int) -> bool:
+    """Whether an open file is still the one at that path."""
+    try:
+        there, here = os.lstat(path), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def _check_place(path: str) -> None:
     """See that nobody but root and us can put a file there.  Raises PidFileError, or OSError."""
     directory = os.path.dirname(os.path.abspath(path))
-    there = os.stat(directory)
-    # Also where the sticky bit is set: others could be there first.
-    if there.st_uid not in (0, os.geteuid()) or there.st_mode & 0o022:
+    if private.openness(directory, sticky=False):  # others could be there first
         raise PidFileError(f"{path}: others can write to {directory}; choose another directory")
 
 
@@ -237,18 +284,19 @@ class PidFile:
         while True:
             try:
                 _check_place(self.path)
-                fd = os.open(
-                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
-                )
+                fd = private.open_file(self.path, os.O_RDWR | os.O_CREAT)
             except OSError as error:
-                raise PidFileError(f"{self.path}: {_why_not_opened(error)}") from None
+                raise PidFileError(f"{self.path}: {error.strerror}") from None
             try:
-                mode = _checked(self.path, fd)
+                info = private.check(self.path, fd, PidFileError)
                 self._lock(fd)
-                if self._is_at_path(fd):
+                if _is_at_path(self.path, fd):
                     if os.fstat(fd).st_nlink > 1:  # what we write would be in another file
                         raise PidFileError(f"{self.path}: is a hard link; remove it")
-                    if not mode & 0o077:
+                    # We write over it, and remove it: not what somebody has named by mistake.
+                    if not re.fullmatch(rb"[0-9\s\0]{0,20}", os.pread(fd, 64, 0)):
+                        raise PidFileError(f"{self.path}: not a pid file; choose another name")
+                    if not info.st_mode & private.ANYTHING:
                         return fd
                     # Of an earlier version.  Others may have it open, so a new mode is not enough.
                     self._unlink()
@@ -271,13 +319,6 @@ class PidFile:
         except OSError as error:
             raise PidFileError(f"{self.path}: {error.strerror}") from None
 
-    def _is_at_path(self, fd: int) -> bool:
-        try:
-            there, here = os.lstat(self.path), os.fstat(fd)
-        except FileNotFoundError:
-            return False
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-
     def write(self) -> None:
         """Say who we are; to be called again in the process that lives on.  Raises PidFileError."""
         try:
@@ -289,7 +330,7 @@ class PidFile:
     def remove(self) -> None:
         """Remove it, if it is still ours."""
         with contextlib.suppress(OSError):
-            if self._is_at_path(self._fd):
+            if _is_at_path(self.path, self._fd):
                 os.unlink(self.path)
         os.close(self._fd)
 
@@ -316,6 +357,9 @@ def detach() -> Callable[[], None]:
         os.dup2(null, fd)
     if null > 2:
         os.close(null)
+    for fd in _inherited:  # or its lock would be held, and its pipe open, for as long as we live
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
     def ready() -> None:
         os.write(tell, b".")

@@ -7,12 +7,12 @@ The replies that are known (the client's view first in every pair):
     network      203.0.113.7 192.0.2.1 2001:0db8:03c3::/48                   (Feel6)
 
 Servers differ, so what follows the two IPv4 addresses is told apart by its form, not its place.
-All of it is hostile until it has been through `ipaddress`; only objects of `ipaddress` and
-integers leave this module.
+All of it is hostile until it has been through `ipaddress`; only objects of `ipaddress`, integers
+and a key of a fixed length leave this module.
 
-The process that reads replies (dtcp.speaker) passes a grant on to the one that acts on it as a
-line, in the one spelling that `Grant.reply` has for it; `accept` takes no other, and checks it all
-again.
+The process that reads replies (dtcp.client.conversation) passes a grant on to the one that acts on
+it as a line, in the one spelling that `Grant.reply` has for it; `accept` takes no other, and checks
+it all again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from dtcp.wire import is_port
+from dtcp.errors import NOT_ALLOWED, Error
+from dtcp.wire import is_port, masked
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291 section 2.4, as far as IANA has opened it
 _NOT_ROUTED = tuple(
@@ -34,23 +35,23 @@ _MOST_PREFIXES = 8
 _AS_DEFAULT = 3  # bits: a route so wide, as 2000::/3, stands for a default route
 
 # Nothing but the letters of an address: such a word is one, or it is an error.
-_ADDRESS_LIKE = re.compile(r"(?=.*[.:/])[0-9A-Fa-f.:/]+")
+_ADDRESS_LIKE = r"(?=.*[.:/])[0-9A-Fa-f.:/]+"
 
 
-class GrantError(Exception):
-    """The reply is no sensible grant; nothing of it may be used.  Fit for a terminal."""
+class GrantError(Error):
+    """The reply is no sensible grant; nothing of it may be used."""
 
 
-class BehindNat(Exception):
+class BehindNat(Error):
     """The server saw another address than our socket has."""
+
+    status = NOT_ALLOWED
 
     def __init__(self, own: IPv4Address, seen: IPv4Address, *, udp: bool) -> None:
         self.seen = seen
-        help = "protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
-        if udp:
-            help = "with -U it takes -n to pass one"
         super().__init__(
-            f"our address is {own}, but the server sees {seen}: there is a NAT between, and {help}"
+            f"our address is {own}, but the server sees {seen}: there is a NAT between; use"
+            f" {'-n as well' if udp else '-U -n (-n alone, if it passes protocol 41)'}"
         )
 
 
@@ -66,16 +67,18 @@ class Grant(NamedTuple):
     peer: IPv6Address | None = None
     prefixes: tuple[IPv6Network, ...] = ()
     ports: tuple[int, int] | None = None  # over UDP: the ports of the outer pair
+    key: bytes | None = None  # over UDP: what the client's first packet must show (docs/udp.md)
 
     def turned(self) -> Grant:
         """The same tunnel from its other end."""
         ports = self.ports and (self.ports[1], self.ports[0])
-        return Grant(self.remote, self.local, self.peer, self.inner, self.prefixes, ports)
+        return Grant(self.remote, self.local, self.peer, self.inner, self.prefixes, ports, self.key)
 
     def reply(self) -> str:
         """The words behind `+OK` that grant this."""
         udp = f"udp={self.ports[1]}" if self.ports is not None else None
-        words = (self.local, self.remote, self.inner, self.peer, *self.prefixes, udp)
+        key = f"key={self.key.hex()}" if self.key is not None else None
+        words = (self.local, self.remote, self.inner, self.peer, *self.prefixes, udp, key)
         return " ".join(str(word) for word in words if word is not None)
 
 
@@ -101,10 +104,13 @@ def parse(
     addresses: list[IPv6Address] = []
     prefixes: list[IPv6Network] = []
     ports: list[str] = []
+    keys: list[str] = []
     for word in filter(None, ",".join(words[2:]).split(",")):
         if port is not None and word.startswith("udp="):
             ports.append(word[4:])
-        elif _ADDRESS_LIKE.fullmatch(word):
+        elif port is not None and word.startswith("key="):
+            keys.append(word[4:])
+        elif re.fullmatch(_ADDRESS_LIKE, word):
             item = _ipv6(word)
             if isinstance(item, IPv6Address):
                 addresses.append(item)
@@ -138,7 +144,7 @@ def parse(
     inner, peer = (*addresses, None, None)[:2]
     # The outer source is our socket's own address, whatever the server saw: a packet with any
     # other would not leave this host.
-    granted = Grant(own, remote, inner, peer, tuple(prefixes), both_ports)
+    granted = Grant(own, remote, inner, peer, tuple(prefixes), both_ports, _key(keys))
     _check(granted, tunnel_type, own, server, udp=port is not None)
     # Last, for a grant that makes no sense is not mended by -n.
     if seen != own and not nat:
@@ -154,7 +160,8 @@ def accept(
     ports = [word[4:] for word in words if word.startswith("udp=")]
     if len(words) < 2 or not all(map(is_port, ports)):
         raise GrantError(f"{_shown(line)} is no grant")
-    items = [_ipv6(word) for word in words[2:] if not word.startswith("udp=")]
+    keys = [word[4:] for word in words if word.startswith("key=")]
+    items = [_ipv6(word) for word in words[2:] if not word.startswith(("udp=", "key="))]
     inner, peer = (*(item for item in items if isinstance(item, IPv6Address)), None, None)[:2]
     granted = Grant(
         _ipv4(words[0]),
@@ -163,6 +170,7 @@ def accept(
         peer,
         tuple(item for item in items if isinstance(item, IPv6Network)),
         (port, int(ports[0])) if port is not None and ports else None,
+        _key(keys) if port is not None else None,
     )
     if granted.reply() != line or granted.local != own:
         raise GrantError(f"{_shown(line)} is no grant for {own}")
@@ -184,6 +192,13 @@ def check_against(granted: Grant, reached: Iterable[IPv6Network]) -> None:
                     raise _taken(item.network_address, network)
                 if item != network:
                     raise _taken(item, network)
+
+
+def check_address_against(address: IPv6Address, reached: Iterable[IPv6Network]) -> None:
+    """The same for an address of ours in a prefix around such a network.  Raises GrantError."""
+    for network in reached:
+        if network.prefixlen > _AS_DEFAULT and address in network:
+            raise _taken(address, network)
 
 
 def check_remote_against(remote: IPv4Address, reached: Iterable[IPv4Network]) -> None:
@@ -220,8 +235,18 @@ def _check(
 
 
 def _shown(word: str) -> str:
-    """A word of the reply for messages: quoted, visible, and short."""
+    """A word of the reply for messages: quoted, visible, short, and without a key."""
+    word = masked(word)
     return ascii(word if len(word) <= 60 else f"{word[:60]}...")
+
+
+def _key(words: list[str]) -> bytes | None:
+    """The key in the only one of these words, if there is any.  Raises GrantError."""
+    if not words:
+        return None
+    if len(words) > 1 or not re.fullmatch(r"[0-9A-Fa-f]{32}", words[0]):
+        raise GrantError("the key is not one of 32 hexadecimal digits")
+    return bytes.fromhex(words[0])
 
 
 def _is_due(tunnel_type: str, addresses: list[IPv6Address], prefixes: list[IPv6Network]) -> bool:

@@ -6,14 +6,16 @@ import contextlib
 import io
 import os
 import signal
-import stat
 import sys
+
+from dtcp import private
+from dtcp.errors import Error
 
 LARGEST = 1 << 20  # bytes of a password file
 
 
-class PasswordError(Exception):
-    """There is no password to be had, or only an unsafe one.  Fit for a terminal."""
+class PasswordError(Error):
+    """There is no password to be had, or only an unsafe one."""
 
 
 def read_private(path: str) -> str:
@@ -22,42 +24,15 @@ def read_private(path: str) -> str:
     The file is opened once and checked as opened: a regular file, no symbolic link, of root or the
     caller, without access for group or others, in a directory where nobody else can replace it.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        is_link = os.path.islink(path)
-        raise PasswordError(
-            f"{path}: {'is a symbolic link' if is_link else error.strerror}"
-        ) from None
-    try:
-        _check(path, os.fstat(fd))
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(LARGEST + 1)
-    except OSError as error:
-        raise PasswordError(f"{path}: {error.strerror}") from None
-    finally:
-        os.close(fd)
+    data = private.read(path, LARGEST + 1, PasswordError, secret=True)
+    directory = os.path.dirname(os.path.abspath(path))
+    if wrong := private.openness(directory):
+        raise PasswordError(f"{directory}: {wrong}")
     if len(data) > LARGEST:
         raise PasswordError(f"{path}: too large for a password file")
     if data.startswith(b"\xef\xbb\xbf"):
         raise PasswordError(f"{path}: begins with a byte order mark; remove it")
     return data.decode("utf-8", "surrogateescape")
-
-
-def _check(path: str, info: os.stat_result) -> None:
-    if not stat.S_ISREG(info.st_mode):
-        raise PasswordError(f"{path}: not a regular file")
-    if info.st_uid not in (0, os.geteuid()):
-        raise PasswordError(f"{path}: belongs to somebody else; chown root {path}")
-    if info.st_mode & 0o077:
-        whom = "readable" if info.st_mode & 0o044 else "accessible"
-        raise PasswordError(f"{path}: {whom} by others; chmod 600 {path}")
-    directory = os.path.dirname(os.path.abspath(path))
-    mode = os.stat(directory).st_mode
-    if mode & 0o022 and not mode & stat.S_ISVTX:
-        raise PasswordError(f"{directory}: writable by others; chmod go-w {directory}")
 
 
 def from_file(path: str, server: str, user: str) -> str | None:
@@ -81,9 +56,10 @@ def from_file(path: str, server: str, user: str) -> str | None:
     return None
 
 
-def from_terminal(prompt: str) -> str:
-    """Ask on the controlling terminal, without echo.  Raises PasswordError.
+def from_terminal(prompt: str, instead: str) -> str:
+    """Ask on the controlling terminal, without echo; `instead`: what to do where there is none.
 
+    Raises PasswordError.
     The terminal is as it was however this ends; a signal's handler may end it by raising.
     """
     import termios
@@ -91,9 +67,7 @@ def from_terminal(prompt: str) -> str:
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     except OSError:
-        raise PasswordError(
-            "no password: not in the password file, and no terminal to ask"
-        ) from None
+        raise PasswordError(f"no password, and no terminal to ask on; {instead}") from None
     with os.fdopen(terminal, "r+b", buffering=0) as tty:
         try:
             line = _ask(tty, prompt)
@@ -119,6 +93,8 @@ def _ask(tty: io.FileIO, prompt: str) -> bytes:
         line = b""
         while not line.endswith(b"\n") and (part := tty.read(1024)):
             line += part
+        if not line:
+            termios.tcgetattr(tty)  # fails when the terminal has hung up: that reads like ^D
         return line
     finally:
         # A terminal that has hung up cannot be put back, and need not be.

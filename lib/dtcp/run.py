@@ -1,8 +1,13 @@
-"""One command through `sh`: words and a limit in, its exit status and what it said out.
+"""Running one command: words and a limit in, its exit status and what it said out.
 
-The client runs every command this way, but for the one of system.Monitor.  The server's way is
-dtcp.shell, which starts its sh(1) here: nothing else imports `sh`.  Whether a command did what it
-should, dtcp.system decides.
+FreeBSD's network commands exit 0 when they failed (`ifconfig IF tunnel`), complain on standard
+output (`route`), or succeed whatever happened (`rtsol`).  So a command is believed only when it
+exits 0 and writes nothing to standard error (`Commands`); dtcp.system sees whether it did what it
+should.
+
+Commands are lists of words, never a shell's string; they get an environment of ours and a time
+limit.  The client runs each through one sh.Command (`run`).  The server has a runner of its own,
+dtcp.server.shell, which starts its sh(1) here: nothing else imports `sh`.
 
 What was tried with `sh` 2.2.0 to 2.4.0, and decides how it is called here: of its own ways to wait
 with a limit `_timeout` costs 100 ms a command, wait(timeout) 15 ms, and `_done` is sometimes never
@@ -12,7 +17,9 @@ called; what a command says it keeps without a bound, twice.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -20,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from dtcp import lean
+from dtcp.errors import CommandFailed, Error, NotRun
 
 # Bytes that a command may say, on each of its two outputs.  Ten thousand interfaces are 6 MB of
 # ifconfig(8), every route of the IPv6 internet 25 MB of netstat(1).
@@ -27,11 +35,15 @@ MOST = 64 << 20
 
 LOOK = 0.2  # seconds between two looks at the limit, which may have moved
 
+LIMIT = 5.0  # seconds that a command may take
+HURRY = 9.0  # seconds for all that is left to be run once we were told to stop
+LEAST = 0.1  # of them for each command, so that every undo is tried
+
 # Where the commands are; behind the PATH we were started with, which may be none at all.
 _PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
 
 
-class NoOutput(Exception):
+class NoOutput(Error):
     """A command could not be run, or had to be ended; the text says why."""
 
 
@@ -78,6 +90,65 @@ def which(name: str) -> str | None:
         if os.path.isfile(file) and os.access(file, os.X_OK):
             return file
     return None
+
+
+class Commands:
+    """Runs commands, one after the other, each within its limit, and all within that of `hurry`.
+
+    `log` gets each command as a person would type it, before `runner` runs it.
+    """
+
+    def __init__(self, log: Callable[[str], None], runner: Runner) -> None:
+        self.log = log
+        self._runner = runner
+        self.deadline = math.inf  # when everything must be over, by the monotonic clock
+        self.ahead = 1  # commands that are to be run before it
+
+    def hurry(self, ahead: int) -> None:
+        """We are to stop: the commands ahead, the one that runs included, get HURRY s in all."""
+        if self.deadline == math.inf:
+            self.deadline = time.monotonic() + HURRY
+            self.ahead = ahead
+
+    def run(self, words: tuple[str, ...], *, limit: float | None = None, input: str = "") -> str:
+        """Run one command; its standard output.  Raises CommandFailed.
+
+        `limit` in seconds, LIMIT when None; `input` is what it reads.
+        """
+        output = self._output(words, LIMIT if limit is None else limit, input, {})
+        if output.status == 0 and not output.err:
+            return output.out
+        # Standard error says why; where it is empty (route(8) of 13.2), standard output does.
+        lines = (output.err or output.out).strip().splitlines()
+        reason = lines[0].removeprefix(f"{words[0]}: ") if lines else f"exit status {output.status}"
+        raise CommandFailed(words, reason)
+
+    def hook(self, words: tuple[str, ...], environment: dict[str, str], limit: float) -> None:
+        """Run the administrator's script; it may say what it likes.  Raises CommandFailed."""
+        output = self._output(words, limit, "", environment)
+        if output.status:
+            raise CommandFailed(words, f"exit status {output.status}")
+
+    def _output(
+        self, words: tuple[str, ...], limit: float, input: str, environment: dict[str, str]
+    ) -> Output:
+        self.log(shlex.join(words))
+        program = which(words[0])
+        if program is None:
+            raise NotRun(words, f"no such command in {path()}")
+        begun = time.monotonic()
+
+        def left() -> float:
+            # `hurry` may come while the command runs.
+            share = max(LEAST, (self.deadline - begun) / max(1, self.ahead))
+            return begun + min(limit, share) - time.monotonic()
+
+        try:
+            return self._runner((program, *words[1:]), left, input=input, environment=environment)
+        except NoOutput as why:
+            raise NotRun(words, str(why)) from None
+        finally:
+            self.ahead -= 1
 
 
 def start(words: tuple[str, ...], environment: Mapping[str, str], **options: Any) -> Any:

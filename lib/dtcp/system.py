@@ -1,11 +1,7 @@
-"""The one door to the system: runs the commands, and knows when they lie.
+"""Does a plan to the host, and undoes it.
 
-FreeBSD's network commands exit 0 when they failed (`ifconfig IF tunnel`), complain on standard
-output (`route`), or succeed whatever happened (`rtsol`).  So a command is believed only when it
-exits 0 AND writes nothing to standard error, and a step only when its effect was seen.
-
-Commands are lists of words, never a shell's string; they get an environment of ours and a time
-limit.  What runs them is given: dtcp.run in the client, dtcp.shell in the server.
+A step is believed only when its effect was seen.  Before a command runs, what undoes it is armed,
+and on disk (dtcp.ledger): the next start finds it there, should we be killed.
 """
 
 from __future__ import annotations
@@ -17,311 +13,399 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
 from dtcp import daemon, plan
+from dtcp.errors import CommandFailed, NotRun
 from dtcp.ledger import Ledger, LedgerError, Left
-from dtcp.plan import LINK_LOCAL, TUNNEL, Check, Interface, Step, Words
-from dtcp.run import NoOutput, Output, Runner, path, usual_environment, which
+from dtcp.look import NAME, Interface, Look, name_of, number_of
+from dtcp.plan import LINK_LOCAL, TUNNEL, EndDaemon, Holds, Make, Plan, Shows, Step, Undo, Words
+from dtcp.run import Commands, Runner
 
-LIMIT = 5.0  # seconds that a command may take
-LONG = 30.0  # for a look at everything there is, which may be ten thousand tunnels
-HURRY = 9.0  # seconds for all that is left to be run once we were told to stop
-LEAST = 0.1  # of them for each command, so that every undo is tried
 STARTING = 2.0  # seconds in which a daemon must have its pid file
 HEARING = 2.0  # seconds in which it must give that up, once told to end
-AFTER_FAREWELL = 3.0  # of HURRY, for what has to be undone when rtadvd has ended
 FAREWELL = 8.0  # seconds that rtadvd(8) lives on after SIGTERM, saying three times that it leaves
+AFTER_FAREWELL = 3.0  # of run.HURRY, for what has to be undone when rtadvd has ended
 
 # route(8) refuses a route that is there already: then it is somebody else's.
-_TAKEN = re.compile(r"already in table|File exists")
+_TAKEN = r"already in table|File exists"
 
 # An undo that fails with one of these has nothing left to undo.
-_GONE = re.compile(
+_GONE = (
     r"does not exist|not in table|has not been found|shutdown: No such file or directory"
     r"|can't create node: Protocol not supported"  # a kernel without netgraph(4) has no nodes
 )
 _NO_ADDRESS = "Can't assign requested address"  # of -alias; of `tunnel` it is a failure
 
 
-class CommandFailed(Exception):
-    """A command failed, or said that it worked and did not."""
-
-    def __init__(self, words: Words, reason: str, status: int | None = None) -> None:
-        self.words, self.reason, self.status = words, reason, status
-        self.undone_badly: list[CommandFailed] = []  # what the roll-back could not undo
-        super().__init__(f"{plan.spelled(words)}: {reason}")
-
-
 class Interrupted(Exception):
     """We were told to stop in the middle of a plan; what was done of it has been undone."""
 
 
-class Monitor:
-    """`route -n monitor`, whose output means that it is time to look again.
+class Reconciled(NamedTuple):
+    """What was missing, as the looks say it; and what could not be put back, and why."""
 
-    What it says differs wholly between releases.
-    """
+    put_back: list[str]
+    lost: list[str]
 
-    # By hand, for subprocess is large, and would stay in memory for this alone.
-    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
-        """Start it; `words` begin with its path.  Raises OSError."""
-        self._output, output = os.pipe()
-        try:
-            self._pid = os.posix_spawn(
-                words[0],
-                words,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, output, 1),
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                    (os.POSIX_SPAWN_DUP2, 0, 2),
-                ],
-                setpgroup=0,  # away from the terminal's ^C
-                setsigdef=[signal.SIGPIPE],  # which Python ignores
-            )
-        except OSError:
-            os.close(self._output)
-            raise
-        finally:
-            os.close(output)
 
-    def fileno(self) -> int:
-        """Becomes readable when it has said something, or has ended."""
-        return self._output
+class _Done(NamedTuple):
+    """What stands of a plan."""
 
-    def end(self) -> None:
-        """End it, and see it gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        os.close(self._output)
+    make: Make | None = None
+    steps: tuple[Step, ...] = ()
+    left: tuple[Undo, ...] = ()  # of an earlier plan: what could not be undone
+    mark: str = ""  # of the interface that `left` is about
+    whole: bool = False  # the plan has been done to its end
+
+    @property
+    def known_by(self) -> str:
+        return self.make.mark if self.make else self.mark
+
+    def undos(self) -> list[Undo]:
+        """What undoes it, in the order to run it.
+
+        With an interface that we have made, all that is on it goes.
+        """
+        make = self.make
+        if make is None:
+            last: tuple[Undo, ...] = ()
+        else:
+            last = make.leave if self.whole and make.leave is not None else make.undo
+        goes_along = make is not None and make.mark and last is make.undo
+        found = [undo for step in reversed(self.steps) for undo in step.undo]
+        if goes_along:
+            found = [undo for undo in found if not _names_tunnel(undo)]
+        return [*found, *last, *self.left]
 
 
 class System:
     """Runs plans on this host.
 
     `log` gets each command as a person would type it, before `runner` runs it.  One `System` holds
-    one tunnel: its interface (`tunnel`) and the steps done for it, in order (`done`).
+    one tunnel, whose interface is `tunnel`, once it is known.
+
+    Its class is long because doing, undoing, changing and putting back all work on one state: what
+    stands of the plan, on the host and in the ledger.
     """
 
     def __init__(
-        self,
-        log: Callable[[str], None],
-        runner: Runner,
-        ledger: Ledger | None = None,
-        tunnel: str | None = None,
+        self, log: Callable[[str], None], runner: Runner, ledger: Ledger | None = None
     ) -> None:
-        self.tunnel = tunnel
-        self.done: list[Step] = []
-        self._log = log
-        self._runner = runner
+        self.commands = Commands(log, runner)
+        self.look = Look(self.commands.run)
+        self.tunnel: str | None = None
+        self.on_step: Callable[[Step], None] = lambda step: None  # called before each is done
+        self.number = 0  # by which the kernel knows that interface, if we have made it
+        self._done = _Done()
+        self._searches = True  # for an interface in all of our group, in which thousands may be
         self._ledger = ledger
-        self._been_up = False
-        self._deadline: float | None = None  # when everything must be over
-        self._ahead = 1  # commands that are to be run before it
 
-    # --- running ------------------------------------------------------------------------------
+    @property
+    def stands(self) -> bool:
+        """Whether something has been done, or is left, that has to be undone."""
+        return bool(self._done.make or self._done.steps or self._done.left)
+
+    @property
+    def left(self) -> tuple[Undo, ...]:
+        """What could not be undone."""
+        return self._done.left
 
     def hurry(self) -> None:
-        """We are to stop: what still has to be run, hanging commands included, gets HURRY s."""
-        if self._deadline is None:
-            self._deadline = time.monotonic() + HURRY
-            self._ahead = 2 + sum(len(step.undo) for step in self.done)
+        """We are to stop: what still has to be run, hanging commands included, gets run.HURRY s."""
+        self.commands.hurry(2 + len(self._done.undos()))
 
-    def run(
-        self,
-        words: Words,
-        *,
-        limit: float | None = None,
-        input: str = "",
-    ) -> str:
-        """Run one command; its standard output.  Raises CommandFailed.
+    # --- forwards -----------------------------------------------------------------------------
 
-        `limit` in seconds, LIMIT when None; `input` is what it reads.
+    def up(self, new: Plan, stop: Callable[[], bool] = lambda: False) -> None:
+        """Do a plan, in its order; when something fails, undo all that was done, in reverse.
+
+        `stop` is asked before each step.  Raises CommandFailed, LedgerError or Interrupted.
         """
-        if words[0] == plan.STOP:
-            return self._stop(words)
-        if words[0] == plan.RUNNING:
-            return self._is_running(words)
-        output = self._output(words, limit or LIMIT, input, {})
-        if output.status == 0 and not output.err:
-            return output.out
-        # Standard error says why; where it is empty (route(8) of 13.2), standard output does.
-        lines = (output.err or output.out).strip().splitlines()
-        reason = lines[0].removeprefix(f"{words[0]}: ") if lines else f"exit status {output.status}"
-        raise CommandFailed(words, reason, output.status)
+        with self._undone_if_it_fails():
+            seeing: list[Holds] = []
+            if new.make is not None:
+                self._make(new.make, stop)
+                seeing += [new.make.holds] if new.make.holds else []
+            self._do_all(new.steps, stop, seeing)
+            self._done = self._done._replace(whole=True)
 
-    def hook(self, words: Words, environment: dict[str, str], limit: float) -> None:
-        """Run the administrator's script; it may say what it likes.  Raises CommandFailed."""
-        output = self._output(words, limit, "", environment)
-        if output.status:
-            raise CommandFailed(words, f"exit status {output.status}", output.status)
-
-    def _stop(self, words: Words) -> str:
-        """End a daemon by its pid file (plan.STOP), and wait until it has gone."""
-        pid_file = words[1]
-        end = time.monotonic() + STARTING
-        while (pid := daemon.locked_by(pid_file)) == 0 and time.monotonic() < end:
-            time.sleep(0.02)  # it has only just begun
-        if pid:  # otherwise it ended by itself, and the number may be somebody else's by now
-            self._log(f"kill {pid}")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-                begun = time.monotonic()
-                end = begun + FAREWELL
-                while time.monotonic() < min(end, (self._deadline or math.inf) - AFTER_FAREWELL):
-                    os.kill(pid, 0)
-                    # One that heard us gives up its pid file at once, and may then take its time.
-                    if time.monotonic() > begun + HEARING and daemon.locked_by(pid_file) == pid:
-                        self._log(f"kill -KILL {pid}")
-                        os.kill(pid, signal.SIGKILL)
-                        begun = math.inf
-                    time.sleep(0.05)
-        if daemon.locked_by(pid_file) in (None, pid):
-            # It removes its files itself, unless it was killed.
-            for file in (pid_file, pid_file.removesuffix("pid") + "sock"):
-                with contextlib.suppress(OSError):
-                    os.unlink(file)
-        return ""
-
-    def _is_running(self, words: Words) -> str:
-        """Wait until a daemon holds its pid file (plan.RUNNING): it writes it when it is ready."""
-        end = time.monotonic() + STARTING
-        while not daemon.locked_by(words[1]):
-            if time.monotonic() > end:
-                return ""
-            time.sleep(0.02)
-        return plan.RUNNING
-
-    def _output(
-        self, words: Words, limit: float, input: str, environment: dict[str, str]
-    ) -> Output:
-        self._log(plan.spelled(words))
-        program = which(words[0])
-        if program is None:
-            raise CommandFailed(words, f"no such command in {path()}")
-        begun = time.monotonic()
-
-        def left() -> float:
-            # `hurry` may come while the command runs.
-            end = min(begun + limit, self._end_in_a_hurry(begun))
-            return end - time.monotonic()
-
-        command = (program, *words[1:])
-        try:
-            return self._runner(command, left, input=input, environment=environment)
-        except NoOutput as why:
-            raise CommandFailed(words, str(why)) from None
-        finally:
-            self._ahead -= 1
-
-    def _end_in_a_hurry(self, start: float) -> float:
-        """When a command begun at `start` must have ended, for the others to have their time."""
-        if self._deadline is None:
-            return math.inf
-        return start + max(LEAST, (self._deadline - start) / max(1, self._ahead))
-
-    # --- plans --------------------------------------------------------------------------------
-
-    def up(self, steps: Iterable[Step], stop: Callable[[], bool] = lambda: False) -> None:
-        """Do the steps, in order; when one fails, undo all that was done, in reverse.
-
-        `stop` is asked before each step.  Raises CommandFailed or Interrupted.
-        """
-        unseen: list[Check] = []
-        try:
-            for step in steps:
-                # One look serves all the checks in a row that want it.
-                if unseen and (step.check is None or step.check.look != unseen[0].look):
-                    self._see(unseen)
-                    unseen.clear()
-                if stop():
-                    raise Interrupted
-                self._do(step)
-                if step.check is not None:
-                    unseen.append(step.check)
-            self._see(unseen)
-            self._been_up = True
-        except CommandFailed as failed:
-            failed.undone_badly = self.down()
-            raise
-        except BaseException:
-            self.down()
-            raise
-
-    def change(self, steps: list[Step], stop: Callable[[], bool] = lambda: False) -> bool:
+    def change(
+        self, new: Plan, stop: Callable[[], bool] = lambda: False, *, farewell: bool = True
+    ) -> bool:
         """Make of the plan that was done another one: only what differs is undone and done.
 
-        Whether anything differed.  When a step fails, all is undone, as in `up`.
+        Without `farewell` a daemon that has to end does not tell the LAN that the router leaves.
+        Whether anything differed.  When something fails, all is undone, as in `up`.
         """
-        gone = [step for step in self.done if step not in steps]
-        if not gone and len(steps) == len(self.done):
+        make, done = self._done.make, self._done.steps
+        gone = [step for step in done if step not in new.steps]
+        if make == new.make and not gone and len(new.steps) == len(done):
             return False
-        kept = [step for step in self.done if step in steps]
-        try:
+        with self._undone_if_it_fails():
+            ends, shown = (new.make.ends, new.make.holds) if new.make else ((), None)
+            if make is not None and make._replace(ends=ends, holds=shown) != new.make:
+                raise RuntimeError("another interface is another tunnel")
             for step in reversed(gone):
-                if stop():
-                    raise Interrupted
-                failures = [failure for words in step.undo for failure in self._undo(words)]
+                _stop_if(stop())
+                failures = [failure for undo in step.undo for failure in self._undo(undo, farewell)]
                 if failures:
                     raise failures[0]
-            self.done = kept
+            kept = tuple(step for step in done if step in new.steps)
+            self._done = self._done._replace(make=new.make, steps=kept, whole=False)
             self._record()
+            seeing: list[Holds] = []
+            if new.make is not None and make != new.make:
+                self.commands.run(self._expanded(("ifconfig", TUNNEL, *ends))[0])
+                seeing += [new.make.holds] if new.make.holds else []
+            new_ones = [step for step in new.steps if step not in kept]
+            self._do_all([step for step in new_ones if step.vital], stop, seeing)
+            for step in new_ones:
+                if not step.vital:  # `reconcile` tries again, and says when it cannot
+                    with contextlib.suppress(CommandFailed):
+                        self._do_all([step], stop, [])
+            # In the order of the plan, which matters when it is undone; without what turned out to
+            # be somebody else's.
+            steps = tuple(step for step in new.steps if step in self._done.steps)
+            self._done = self._done._replace(steps=steps, whole=True)
+            self._record()
+        return True
+
+    def resume(self, standing: Plan, tunnel: str, number: int = 0) -> None:
+        """Take over a plan that was done before; `down` sees whose interface `tunnel` is.
+
+        `number`: the kernel's, if this process has seen that the interface was ours.  Only one that
+        has no name here is searched for.
+        """
+        self._done = _Done(standing.make, standing.steps, whole=True)
+        self.tunnel, self.number = tunnel or None, number
+        self._searches = not tunnel
+
+    def reconcile(self, stop: Callable[[], bool] = lambda: False) -> Reconciled:
+        """See that the plan still holds, and do again what does not, in the plan's order.
+
+        Raises CommandFailed when something vital cannot be put back, NotRun when it is not known
+        whether it can, or Interrupted; what stands then has still to be undone.
+        """
+        found = Reconciled([], [])
+        seen: dict[Words, list[str]] = {}  # the looks, until something has been done
+        for part in (self._done.make, *self._done.steps):
+            if part is None or part.holds is None:
+                continue
+            _stop_if(stop())
+            try:
+                self._see([part.holds], seen)
+            except NotRun:
+                pass  # we are blind, not sure
+            except CommandFailed as missing:
+                _stop_if(stop())
+                try:
+                    self._do_again(part)
+                    found.put_back.append(str(missing))
+                except CommandFailed as failed:
+                    if part.vital:
+                        raise
+                    found.lost.append(str(failed))
+                seen.clear()
+        return found
+
+    def mend(self) -> bool:
+        """The same for what can break by itself; whether it was broken.  Raises CommandFailed.
+
+        An ng_ksocket(4) loses its peer when an ICMP unreachable arrives, and sends nothing until it
+        is connected again.
+        """
+        broken = False
+        for step in self._done.steps:
+            if step.mend and step.holds is not None:
+                try:
+                    self._see([step.holds])
+                except NotRun:
+                    pass  # as above
+                except CommandFailed:
+                    self._do_again(step)
+                    broken = True
+        return broken
+
+    def _do_again(self, part: Make | Step) -> None:
+        """Make a part of the plan hold again, touching as little as can be."""
+        assert part.holds is not None
+        ways: list[tuple[Undo, ...]]
+        if isinstance(part, Make):
+            # Twice: gif(4) does not run while its outer address is away for a moment.
+            ways = [(part.again,), (part.again,)]
+        else:
+            if part.mend:
+                try:
+                    self.commands.run(part.mend)
+                    return  # whether it lasts is the far end's business
+                except NotRun:
+                    raise
+                except CommandFailed:
+                    pass
+            # What undoes a step on another interface may put that down: not while it is in use.
+            ways = [(part.do,), (*part.undo, part.do)] if part.vital else [(part.do,)]
+        for number, way in enumerate(ways, 1):
+            try:
+                for each in way:
+                    if each in part.undo:
+                        self._undo(each)  # what of it is there
+                        continue
+                    for words in self._expanded(each):
+                        if isinstance(part, Step) and each == part.do:
+                            self.commands.run(words, limit=part.limit, input=part.input)
+                        else:
+                            self.commands.run(words)
+                self._see([part.holds])
+                return
+            except CommandFailed:
+                if number == len(ways):
+                    raise
+
+    @contextlib.contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
         except CommandFailed as failed:
-            failed.undone_badly = self.down()
+            failed.not_undone = self.down()
             raise
         except BaseException:
             self.down()
             raise
-        self._been_up = False  # until it is whole again
-        self.up([step for step in steps if step not in kept], stop)
-        self.done.sort(key=steps.index)  # for the take-down, in which the order matters
-        self._record()
-        return True
 
-    def resume(self, steps: list[Step], tunnel: str) -> None:
-        """Take over a plan that was done before, by whomever; `down` sees whose `tunnel` is."""
-        self.done, self.tunnel, self._been_up = steps, tunnel or None, True
+    def _make(self, make: Make, stop: Callable[[], bool]) -> None:
+        _stop_if(stop())
+        before = self._done
+        self._done = before._replace(make=make)
+        # One that was there before has no mark to be found by.
+        self.tunnel = make.name if make.name and not make.mark else None
+        self._record_or(before)
+        words = self._expanded(make.command)[0]
+        said = self.commands.run(words, input=make.input)
+        # Until its name is known, `down` finds it by its mark.
+        self.tunnel = make.name or _named(words, said, make.prints)
+        if make.rename:
+            _stop_if(stop())
+            words = self._expanded(plan.renamed(make))[0]
+            self.tunnel = None
+            self.tunnel = _named(words, self.commands.run(words), re.escape(make.rename))
+        self.number = number_of(self.tunnel)
+
+    def is_whole(self) -> bool:
+        """Whether the tunnel interface is still there, whatever else was done to it."""
+        name = self.tunnel
+        try:
+            if (mark := self._done.known_by).endswith(":"):
+                return name is not None and self._of_node(mark) == name
+            shown = self.look.interface(name) if name else None
+        except CommandFailed:
+            return True  # we are blind, not sure
+        return shown is not None and self._is_ours(shown)
+
+    def _is_ours(self, shown: Interface) -> bool:
+        """Whether an interface is the one that this process has made.
+
+        It is known by its mark, and else by its number, so that its description and group are the
+        administrator's to change.  But FreeBSD gives the number of one that was destroyed to the
+        next that is made; that has nothing of ours, and ours loses it all only when somebody is
+        bent on it.
+        """
+        make = self._done.make
+        if make is not None and shown.description == make.description != "":
+            return True
+        if plan.is_mark(shown.description) or not self.number:
+            return False  # the next one was of our making too
+        pair = ("tunnel", *map(str, shown.outer)) if shown.outer else ()
+        has_pair = make is not None and pair == make.ends != ()
+        return number_of(shown.name) == self.number and (plan.GROUP in shown.groups or has_pair)
+
+    def _do_all(self, steps: Iterable[Step], stop: Callable[[], bool], seeing: list[Holds]) -> None:
+        """Do the steps, and see that they, and what is to be seen before, hold."""
+        for step in steps:
+            # One look serves all in a row that want it.
+            if seeing and _look(step.holds) != _look(seeing[0]):
+                self._see(seeing)
+                seeing.clear()
+            _stop_if(stop())
+            self._do(step)
+            if step.holds is not None:
+                seeing.append(step.holds)
+        self._see(seeing)
+
+    def _do(self, step: Step) -> None:
+        self.on_step(step)
+        before = self._done
+        self._done = before._replace(steps=(*before.steps, step))
+        self._record_or(before)
+        for words in self._expanded(step.do):
+            try:
+                self.commands.run(words, limit=step.limit, input=step.input)
+            except CommandFailed as failed:
+                if words[0] == "route" and re.search(_TAKEN, failed.reason):
+                    self._done = before  # not ours to take away
+                raise
+
+    # --- seeing -------------------------------------------------------------------------------
+
+    def _see(self, holds: list[Holds], seen: dict[Words, list[str]] | None = None) -> None:
+        """See that what shows in the same look holds.  Raises CommandFailed.
+
+        `seen` keeps what looks have shown, for others that want them.
+        """
+        seen = {} if seen is None else seen
+        match holds:
+            case []:
+                return
+            case [plan.DaemonRuns(pid_file), *_]:
+                _await_daemon(pid_file)
+                return
+        wanted = [each for each in holds if isinstance(each, Shows)]
+        look = self._expanded(wanted[0].look)[0]
+        otherwise = next((each.otherwise for each in wanted if each.otherwise), "")
+        try:
+            if look not in seen:
+                seen[look] = _words(self.commands.run(look))
+            for each in wanted:
+                shows, lacks = (
+                    [self._with_name(phrase) for phrase in phrases]
+                    for phrases in (each.shows, each.lacks)
+                )
+                if why := _is_wrong(seen[look], shows, lacks):
+                    raise CommandFailed(look, why)
+        except CommandFailed as failed:
+            if otherwise:
+                raise type(failed)(look, f"{failed.reason}: {otherwise}") from None
+            raise
+
+    # --- backwards ----------------------------------------------------------------------------
 
     def down(self) -> list[CommandFailed]:
         """Undo what was done, in reverse, whatever fails; the failures.
 
-        What could not be undone stays in `done`, and in the ledger.
+        What could not be undone is left for the next time, in the ledger too.
         """
-        failures: list[CommandFailed] = []
-        left: list[Step] = []
-        been_up, self._been_up = self._been_up, False
-        self._ahead = 2 + sum(len(step.undo) for step in self.done)
-        mark = next((step.mark for step in self.done if step.mark), "")
-        leaves = been_up and any(step.leave is not None for step in self.done)
+        undos = self._done.undos()
+        self.commands.ahead = 2 + len(undos)
+        mark = self._done.known_by
         try:
-            if been_up or (mark and self.tunnel is None):
-                self._find_ours(mark, [words for step in self.done for words in step.undo])
+            if self._done.whole or self._done.left or mark:
+                self._find_ours(mark, undos)
         except CommandFailed as blind:
-            # Not there is one thing, not seen another.  A name that we know will do.
-            if self.tunnel is None:
+            # Not there is one thing, not seen another.  A name that we know will do, but not one
+            # of an earlier process.
+            if self.tunnel is None or self._done.left:
                 return [blind]
-        while self.done:
+        failures: list[CommandFailed] = []
+        left: list[Undo] = []
+        while undos:
+            self._done = _Done(left=(*undos, *left), mark=mark)
             with contextlib.suppress(LedgerError):  # a full disk must not stop us here
-                self._record(left)
-            step = self.done[-1]
-            undo = step.leave if been_up and step.leave is not None else step.undo
-            still: list[Words] = []
-            for words in undo:
-                failed = self._undo(words)
+                self._record()
+            undo = undos.pop(0)
+            if failed := self._undo(undo):
                 failures += failed
-                if failed:
-                    still.append(words)
-            if still:
-                left.insert(0, step._replace(undo=tuple(still), leave=None))
-            self.done.pop()
-        if mark and not leaves and not any(step.mark for step in left):
-            # With the interface all that was on it is gone.
-            kept = [(step, [words for words in step.undo if TUNNEL not in words]) for step in left]
-            left = [step._replace(undo=tuple(undo)) for step, undo in kept if undo]
-        self.done = left
-        self._been_up = bool(left)  # another try must not trust in the interface's name either
+                left.append(undo)
+        self._done = _Done(left=tuple(left), mark=mark) if left else _Done()
         if not left:
             self.tunnel = None
         with contextlib.suppress(LedgerError):
@@ -330,280 +414,174 @@ class System:
 
     def undo_left(self, left: Left) -> list[CommandFailed]:
         """Undo what an earlier run left, by its ledger; the failures."""
-        self.tunnel = left.tunnel
-        self._ahead = 2 + len(left.undo)
-        try:
-            self._find_ours(left.mark, left.undo)
-        except CommandFailed as blind:
-            return [blind]
-        failures = [failure for words in left.undo for failure in self._undo(words)]
-        self.tunnel = None
-        if not failures:
-            self._record()
-        return failures
+        self._done, self.tunnel = _Done(left=left.undo, mark=left.mark), left.tunnel
+        return self.down()
 
-    def _do(self, step: Step) -> None:
-        # The undo is armed, and on disk, before the command runs: we may be killed in it.
-        self.done.append(step)
-        try:
-            self._record()
-        except BaseException:
-            self.done.pop()  # nothing was done, so there is nothing to undo
-            raise
-        try:
-            words = self._bound(step.do)
-            out = self.run(words, limit=step.limit, input=step.input)
-        except CommandFailed as failed:
-            if step.names_tunnel or step.mark:
-                self.tunnel = None  # `down` finds it by its mark
-            elif step.do[0] == "route" and _TAKEN.search(failed.reason):
-                self.done.pop()  # not ours to take away
-            raise
-        if step.names_tunnel:
-            self.tunnel = _named(out, step.names_tunnel)
-            if self.tunnel is None:  # `down` finds it by its mark
-                raise CommandFailed(words, f"no name of an interface in its output: {out!a}")
-        elif step.mark:
-            self.tunnel = step.do[1]
-
-    def _find_ours(self, mark: str, undo: Iterable[Words]) -> None:
+    def _find_ours(self, mark: str, undos: Iterable[Undo]) -> None:
         """See to it that `tunnel` is ours, or None.  Raises CommandFailed.
 
         By its name alone an interface is not known: somebody may have removed ours, and made
         another under that name.  What is done to ours went away with it.
         """
         if mark.endswith(":"):  # a netgraph node
-            try:
-                said = self.run(("ngctl", "msg", mark, "getifname"))
-            except CommandFailed as failed:
-                if "No such file or directory" not in failed.reason and not _is_gone(failed):
-                    raise
-                said = ""
-            self.tunnel = _named(said, plan.NAME.pattern)
+            self.tunnel = self._of_node(mark)
         elif mark:
-            shown = self.interface(self.tunnel) if self.tunnel else None
-            if shown is None or shown.description != mark:
-                self.tunnel = self.marked(mark)
-        elif self.tunnel and plan.UNGROUP in undo:  # not made by us, but in our group since
-            shown = self.interface(self.tunnel)
-            if shown is None or plan.GROUP not in shown.groups:
+            shown = self.look.interface(self.tunnel) if self.tunnel else None
+            if shown is None or not (shown.description == mark or self._is_ours(shown)):
+                ours = (each.name for each in self._others() if each.description == mark)
+                self.tunnel = next(ours, None)
+        # Not made by us, but in our group since, and until UNGROUP was done.
+        elif self.tunnel and (self._done.whole or plan.UNGROUP in undos):
+            shown = self.look.interface(self.tunnel)
+            if shown is None or not (plan.GROUP in shown.groups or self._is_ours(shown)):
                 self.tunnel = None
 
-    def mend(self) -> bool:
-        """See that what can break by itself is whole, and mend it.  Raises CommandFailed.
+    def _others(self) -> list[Interface]:
+        """Where our interface may be, if not under its name.  Raises CommandFailed."""
+        if self._searches:
+            return self.look.group(plan.GROUP)
+        name = name_of(self.number)
+        found = self.look.interface(name) if name else None
+        return [] if found is None else [found]
 
-        Whether anything was broken: an ng_ksocket(4) loses its peer when an ICMP unreachable
-        arrives, and sends nothing until it is connected again.
-        """
-        broken = False
-        for step in self.done:
-            if step.mend and step.check is not None:
-                try:
-                    self._see([step.check])
-                except CommandFailed:
-                    self.run(step.mend)
-                    broken = True
-        return broken
-
-    def _undo(self, words: Words) -> list[CommandFailed]:
-        if TUNNEL in words and self.tunnel is None:
-            return []
-        commands = [self._bound(words)]
-        failures: list[CommandFailed] = []
+    def _of_node(self, node: str) -> str | None:
+        """The interface of a netgraph node; None: there is no such node.  Raises CommandFailed."""
+        words = ("ngctl", "msg", node, "getifname")
         try:
-            if LINK_LOCAL in words:
-                commands = [
-                    tuple(address if word == LINK_LOCAL else word for word in commands[0])
-                    for address in self._link_locals(commands[0][1])
-                ]
+            return _named(words, self.commands.run(words), NAME)
         except CommandFailed as failed:
-            commands = []
+            if "No such file or directory" not in failed.reason and not _is_gone(failed):
+                raise
+            return None
+
+    def _undo(self, undo: Undo, farewell: bool = True) -> list[CommandFailed]:
+        if isinstance(undo, EndDaemon):
+            _end_daemon(self.commands, undo.pid_file, farewell)
+            return []
+        failures = []
+        try:
+            for words in self._expanded(undo):
+                try:
+                    said = self.commands.run(words)
+                    # But for route(8) none has anything to say.
+                    if said.strip() and not (words[0] == "route" and said.startswith("delete ")):
+                        raise CommandFailed(words, f"says {said.strip()!a:.60}")
+                except CommandFailed as failed:
+                    failures.append(failed)
+        except CommandFailed as failed:  # the look for link-local addresses
             failures.append(failed)
-        for command in commands:
-            try:
-                said = self.run(command)
-                # But for route(8) none has anything to say.
-                if said.strip() and not (command[0] == "route" and said.startswith("delete ")):
-                    raise CommandFailed(command, f"says {said.strip()!a:.60}")
-            except CommandFailed as failed:
-                failures.append(failed)
         return [failed for failed in failures if not _is_gone(failed)]
 
-    def _record(self, left: list[Step] | None = None) -> None:
-        if self._ledger is None:
-            return
-        steps = [*self.done[::-1], *(left or [])[::-1]]
-        mark = next((step.mark for step in steps if step.mark), "")
-        undo = [words for step in steps for words in step.undo]
-        self._ledger.record(undo, self.tunnel, mark)
+    # --- the ledger and the variables ---------------------------------------------------------
 
-    def _bound(self, words: Words) -> Words:
-        return tuple(self._name(word) for word in words)
+    def _record(self) -> None:
+        """Put on disk what is to be undone from here on.  Raises LedgerError."""
+        if self._ledger is not None:
+            undos = self._done._replace(whole=False).undos()
+            self._ledger.record(undos, self.tunnel, self._done.known_by)
 
-    def _name(self, text: str) -> str:
-        return text.replace(TUNNEL, self.tunnel) if self.tunnel else text
-
-    def _see(self, checks: list[Check]) -> None:
-        if not checks:
-            return
-        look = self._bound(checks[0].look)
-        otherwise = next((check.otherwise for check in checks if check.otherwise), "")
+    def _record_or(self, before: _Done) -> None:
+        """The same; when it fails, nothing has been done, so there is nothing to undo."""
         try:
-            seen = _words(self.run(look))
-            for check in checks:
-                for phrase in map(self._name, check.shows):
-                    if not _has(seen, phrase):
-                        raise CommandFailed(look, f'does not show "{phrase}"')
-                for phrase in map(self._name, check.lacks):
-                    if _has(seen, phrase):
-                        raise CommandFailed(look, f'still shows "{phrase}"')
-        except CommandFailed as failed:
-            if otherwise:
-                raise CommandFailed(look, f"{failed.reason}: {otherwise}") from None
+            self._record()
+        except BaseException:
+            self._done = before
             raise
 
-    # --- looking ------------------------------------------------------------------------------
+    def _expanded(self, words: Words) -> list[Words]:
+        """A command with its variables replaced: one for each value, none where there is none.
 
-    def interface(self, name: str) -> Interface | None:
-        """The interface of that name, or None."""
-        try:
-            shown = self._shown(name)
-        except CommandFailed as failed:
-            if "does not exist" in failed.reason:
-                return None
-            raise
-        try:
-            return _interface(name, shown)
-        except ValueError as error:  # an address that is none
-            raise CommandFailed(("ifconfig", name), str(error)) from None
-
-    def _shown(self, name: str) -> str:
-        """What ifconfig(8) shows of an interface.  Raises CommandFailed."""
-        words = ("ifconfig", name)
-        shown = self.run(words)
-        if not shown.startswith(f"{name}: flags="):
-            raise CommandFailed(words, f"says {shown.strip()!a:.60}")
-        return shown
-
-    def ours(self) -> list[Interface]:
-        """The interfaces in our group (plan.GROUP), whoever put them there."""
-        return self.interfaces(plan.GROUP)
-
-    def interfaces(self, group: str = "gif") -> list[Interface]:
-        """The interfaces in a group, by default all gif(4)."""
-        names = self.run(("ifconfig", "-g", group)).split()
+        Raises CommandFailed.
+        """
+        if _names_tunnel(words) and self.tunnel is None:
+            return []
+        named = tuple(map(self._with_name, words))
+        if LINK_LOCAL not in named:
+            return [named]
         return [
-            interface
-            for name in names
-            if plan.NAME.fullmatch(name) and (interface := self.interface(name)) is not None
+            tuple(address if word == LINK_LOCAL else word for word in named)
+            for address in self.look.link_locals(named[1])
         ]
 
-    def everything(self) -> dict[str, Interface]:
-        """All interfaces by their names, with a single look."""
-        blocks = re.split(r"^(?=\S+: flags=)", self.run(("ifconfig", "-a"), limit=LONG), flags=re.M)
-        found = [_interface(block.partition(":")[0], block) for block in blocks if block]
-        return {each.name: each for each in found if plan.NAME.fullmatch(each.name)}
+    def _with_name(self, text: str) -> str:
+        return text.replace(TUNNEL, self.tunnel) if self.tunnel else text
 
-    def routes(self, fib: int | None) -> dict[str, str]:
-        """The IPv6 routes in that FIB: through which interface each destination goes."""
-        return {to: interface for to, _, interface in self._table("inet6", fib)}
 
-    def ipv6_networks(self, fib: int | None) -> dict[IPv6Network, tuple[str, str]]:
-        """The networks that have a route in that FIB: its flags and its interface.
+def _stop_if(stopping: bool) -> None:
+    if stopping:
+        raise Interrupted
 
-        Not those of one link, which have a scope.  Raises CommandFailed.
-        """
-        found = {}
-        for to, flags, interface in self._table("inet6", fib):
-            if "%" in to:
-                continue
-            with contextlib.suppress(ValueError):
-                network = IPv6Network("::/0" if to == "default" else to, strict=False)
-                found[network] = flags, interface
-        return found
 
-    def ipv4_networks(self) -> list[IPv4Network]:
-        """The networks that have a route in our own FIB.  Raises CommandFailed."""
-        found = []
-        for to, _, _ in self._table("inet", None):
-            with contextlib.suppress(ValueError):
-                found.append(IPv4Network("0.0.0.0/0" if to == "default" else to, strict=False))
-        return found
+def _names_tunnel(undo: Undo) -> bool:
+    return any(TUNNEL in word for word in undo)
 
-    def _table(self, family: str, fib: int | None) -> Iterator[tuple[str, str, str]]:
-        """Destination, flags and interface of each route.  Raises CommandFailed."""
-        table = () if fib is None else ("-F", str(fib))
-        words = ("netstat", "-rnW", "-f", family, *table)
-        shown = self.run(words, limit=LONG)
-        if not shown.startswith("Routing tables"):
-            raise CommandFailed(words, f"says {shown.strip()!a:.60}")
-        head: list[str] = []
-        for line in map(str.split, shown.splitlines()):
-            if line[:1] == ["Destination"]:
-                head = line
-            elif head and len(line) >= len(head) - 1:  # Expire is mostly empty
-                yield line[0], line[head.index("Flags")], line[head.index("Netif")]
 
-    def traffic(self) -> dict[str, tuple[int, int]]:
-        """Bytes received and sent by each interface."""
-        # What stands left of the numbers may be missing or hold anything, so count from the right.
-        shown = self.run(("netstat", "-i", "-b", "-n", "-W"), limit=LONG)
-        head, *lines = (line.split() for line in shown.splitlines() if line.strip())
-        received, sent = (head.index(each) - len(head) for each in ("Ibytes", "Obytes"))
-        return {
-            words[0]: (int(words[received]), int(words[sent]))
-            for words in lines
-            if len(words) > 2 and words[2].startswith("<Link#") and words[received].isdigit()
-        }
+def _is_wrong(seen: list[str], shows: Iterable[str], lacks: Iterable[str]) -> str:
+    """What is wrong with what a look has shown, or nothing."""
+    for phrase in shows:
+        if not _has(seen, phrase):
+            return f'does not show "{phrase}"'
+    for phrase in lacks:
+        if _has(seen, phrase):
+            return f'still shows "{phrase}"'
+    return ""
 
-    def marked(self, mark: str) -> str | None:
-        """The name of the interface that carries this mark as its description, or None."""
-        return next((each.name for each in self.ours() if each.description == mark), None)
 
-    def setting(self, *names: str) -> list[str]:
-        """The values of variables of sysctl(8), one word for each.  Raises CommandFailed."""
-        words = ("sysctl", "-n", *names)
-        said = self.run(words)
-        if len(said.split()) != len(names):
-            raise CommandFailed(words, f"says {said.strip()!a:.60}")
-        return said.split()
+def _await_daemon(pid_file: str) -> None:
+    """Wait until a daemon has locked its pid file.  Raises CommandFailed."""
+    end = time.monotonic() + STARTING
+    while not daemon.locked_by(pid_file):
+        if time.monotonic() > end:
+            raise CommandFailed(("rtadvd",), f"has not locked its pid file {pid_file}")
+        time.sleep(0.02)
 
-    def advertised(self) -> tuple[str, ...]:
-        """The interfaces that a running rtadvd(8), other than ours, serves."""
-        try:
-            shown = self.run(("rtadvctl", "show"))
-        except CommandFailed:
-            return ()  # none is running
-        return tuple(re.findall(r"^([A-Za-z][A-Za-z0-9_.]*): flags=", shown, re.MULTILINE))
 
-    def monitor(self) -> Monitor:
-        """Start `route -n monitor`.  Raises CommandFailed, OSError.
-
-        It runs for as long as we do, and sh would wake up once a second for that; so it is started
-        without.
-        """
-        program = which("route")
-        if program is None:
-            raise CommandFailed(("route",), f"no such command in {path()}")
-        self._log("route -n monitor")
-        return Monitor([program, "-n", "monitor"], usual_environment())
-
-    def _link_locals(self, interface: str) -> list[str]:
-        return re.findall(r"^\s+inet6 (fe80:\S+)", self._shown(interface), re.MULTILINE)
+def _end_daemon(commands: Commands, pid_file: str, farewell: bool) -> None:
+    """End a daemon by its pid file, and wait until it has gone."""
+    end = time.monotonic() + STARTING
+    while (pid := daemon.locked_by(pid_file)) == 0 and time.monotonic() < end:
+        time.sleep(0.02)  # it has only just begun
+    if pid:  # otherwise it ended by itself, and the number may be another's by now
+        commands.log(f"kill {'' if farewell else '-KILL '}{pid}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM if farewell else signal.SIGKILL)
+            begun = time.monotonic()
+            end = begun + FAREWELL
+            while time.monotonic() < min(end, commands.deadline - AFTER_FAREWELL):
+                os.kill(pid, 0)
+                # One that heard us gives up its pid file at once, and may then take its time.
+                if time.monotonic() > begun + HEARING and daemon.locked_by(pid_file) == pid:
+                    commands.log(f"kill -KILL {pid}")
+                    os.kill(pid, signal.SIGKILL)
+                    begun = math.inf
+                time.sleep(0.05)
+    if daemon.locked_by(pid_file) in (None, pid):
+        # It removes its files itself, unless it was killed.
+        for file in (pid_file, pid_file.removesuffix("pid") + "sock"):
+            with contextlib.suppress(OSError):
+                os.unlink(file)
 
 
 def _is_gone(failed: CommandFailed) -> bool:
     """Whether an undo failed because what it was to undo is not there any more."""
     no_address = failed.words[-1] == "-alias" and _NO_ADDRESS in failed.reason
-    return no_address or _GONE.search(failed.reason) is not None
+    return no_address or re.search(_GONE, failed.reason) is not None
 
 
-def _named(said: str, pattern: str) -> str | None:
-    """The name of the interface that a command has printed: ifconfig(8) alone on its line,
-    ngctl(8) in quotes at the end of what it says.  None: it makes no sense.
+def _named(words: Words, said: str, pattern: str) -> str:
+    """The name of the interface that a command has printed.  Raises CommandFailed.
+
+    ifconfig(8) prints it alone on its line, ngctl(8) in quotes at the end of what it says.
     """
     found = re.fullmatch(rf"({pattern})\n|.*\"({pattern})\"\n", said, re.DOTALL)
-    return (found[1] or found[2]) if found else None
+    if found is None:
+        raise CommandFailed(words, f"no name of an interface in its output: {said!a}")
+    return found[1] or found[2]
+
+
+def _look(holds: Holds | None) -> Words | None:
+    """The command that shows whether it holds."""
+    return holds.look if isinstance(holds, Shows) else None
 
 
 def _words(output: str) -> list[str]:
@@ -613,29 +591,3 @@ def _words(output: str) -> list[str]:
 def _has(words: list[str], phrase: str) -> bool:
     wanted = _words(phrase)
     return any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1))
-
-
-def _interface(name: str, shown: str) -> Interface:
-    """What ifconfig(8) shows of an interface.  Lines are found by their words, in any order."""
-
-    def first(pattern: str) -> str:
-        found = re.search(pattern, shown, re.MULTILINE)
-        return found[1] if found else ""
-
-    flags = first(r"^\S+ flags=[0-9a-f]+<(.*?)>").split(",")
-    pair = re.search(r"^\s+tunnel inet (\S+) --> (\S+)", shown, re.MULTILINE)
-    addresses = re.findall(r"^\s+inet6 ([0-9a-f:.]+)", shown, re.MULTILINE)
-    return Interface(
-        name,
-        mtu=int(first(r"\bmtu ([0-9]+)") or plan.MTU_LEAST),
-        up="UP" in flags,
-        running="RUNNING" in flags,
-        outer=(IPv4Address(pair[1]), IPv4Address(pair[2])) if pair else None,
-        description=first(r"^\s+description: (.*)$"),
-        groups=tuple(first(r"^\s+groups: (.*)$").split()),
-        inet6_disabled="IFDISABLED" in first(r"^\s+nd6 options=[0-9a-f]+<(.*?)>").split(","),
-        link_local=next((IPv6Address(a) for a in addresses if a.startswith("fe80:")), None),
-        addresses=tuple(IPv6Address(a) for a in addresses if not a.startswith("fe80:")),
-        ether=first(r"^\s+ether ([0-9a-f:]{17})$"),
-        fib=int(first(r"^\s+fib: ([0-9]+)$") or 0),
-    )

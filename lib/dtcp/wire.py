@@ -14,6 +14,8 @@ Nothing here knows a socket or a clock.  The owner of a `Client` or a `Session` 
 that arrived (`receive`) and the time (`tick`, in seconds of any monotonic clock), sends what
 `take()` returns, calls `tick` again no later than `deadline`, and acts on the events it gets.
 Whatever the peer does wrong comes out of `receive` as `ProtocolError`, and nothing else does.
+
+The module is long because both ends are in it: what one of them says, the other must understand.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
+
+from dtcp.errors import Error
 
 PORT = 20200
 LINE_LIMIT = 512  # bytes of a line, its ending not counted
@@ -35,18 +39,19 @@ AUTH_TIME = 60.0  # the server's limits, with KAME's names and values
 IDLE_TIME = 300.0
 LOGIN_FAILURES = 3
 BAD_COMMANDS = 5
+LINES_BEFORE_LOGIN = 10
 
 TYPES = ("tunnelonly", "host", "network", "tunnelroute")
 
 # What may stand for a user on the wire and in an interface's description: nothing a shell, a path
 # or a log reader could take for something else.
-USER = re.compile(r"[A-Za-z0-9._@+-]{1,64}")
+USER = r"[A-Za-z0-9._@+-]{1,64}"
 
-MASK = "*" * 8  # in a trace, for a digest
+MASK = "*" * 8  # in a trace, for a digest or a key
 
-_CHALLENGE = re.compile(r"[0-9A-Fa-f]{32}")
-_DIGEST = re.compile(r"[0-9A-Fa-f]{32}")
+_HASH = r"[0-9A-Fa-f]{32}"  # a challenge, or a digest
 
+GREETING = "dtcps {} tunnel server"  # of ours, with its version, behind the challenge
 # The replies of KAME's server of 2001, word for word: clients in the field may look at them.
 BYE = "see you soon."
 PONG = "hi, happy to hear from you"
@@ -64,16 +69,24 @@ BAD_PORT = "that is no UDP port"
 NO_UDP = "no tunnels over UDP (-U) here"
 INTERNAL = "internal error"
 BUSY = "busy, try again later"
+OTHERS = "{} has a tunnel of another user; use -U"  # that is the client's address
+ITSELF = "no tunnel from {} to itself"
+TOO_MUCH_TALK = "log in first"
 STOPPING = "server is going down"
 
 
-class ProtocolError(Exception):
-    """The peer said what DTCP does not have.  Its text is fit for a terminal."""
+class ProtocolError(Error):
+    """The peer said what DTCP does not have."""
+
+
+def masked(text: str) -> str:
+    """A line, or a part of one, without the key of a tunnel over UDP."""
+    return re.sub(r"\bkey=[^\s,]*", f"key={MASK}", text)
 
 
 def visible(text: str) -> str:
-    """Text of the peer, with everything but printable ASCII made visible, and capped."""
-    shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text[:LINE_LIMIT])
+    """Text of the peer, with all but printable ASCII made visible, capped, and without a key."""
+    shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in masked(text[:LINE_LIMIT]))
     return shown if len(shown) <= 200 else shown[:200] + "..."
 
 
@@ -120,6 +133,14 @@ class LineBuffer:
     def first_byte(self) -> int | None:
         return self._pending[0] if self._pending else None
 
+    def take_all(self, word: bytes) -> int:
+        """Take what waits, if that is this word so many times over; otherwise 0 times."""
+        times = len(self._pending) // len(word)
+        if not times or self._pending != word * times:
+            return 0
+        self._pending, self._searched = bytearray(), 0
+        return times
+
     def next_line(self) -> str | None:
         """The next line without its ending, or None while it is not complete."""
         end = self._pending.find(b"\n", self._searched, self._limit + 2)
@@ -128,12 +149,11 @@ class LineBuffer:
                 raise ProtocolError(f"a line of more than {self._limit} bytes")
             self._searched = len(self._pending)
             return None
-        line = bytes(self._pending[:end])
+        line = bytes(self._pending[:end]).removesuffix(b"\r")
         del self._pending[: end + 1]
         if not self._pending:
             self._pending = bytearray()  # which, unlike one that was emptied, takes no memory
         self._searched = 0
-        line = line[:-1] if line.endswith(b"\r") else line
         if len(line) > self._limit:
             raise ProtocolError(f"a line of more than {self._limit} bytes")
         if b"\r" in line or b"\0" in line:
@@ -149,11 +169,9 @@ class Reply(NamedTuple):
 def parse_reply(line: str) -> Reply:
     """`+OK ...` or `-ERR ...`."""
     word, _, text = line.partition(" ")
-    if word == "+OK":
-        return Reply(True, text.strip(" \t"))
-    if word == "-ERR":
-        return Reply(False, text.strip(" \t"))
-    raise ProtocolError(f'neither +OK nor -ERR: "{visible(line)}"')
+    if word not in ("+OK", "-ERR"):
+        raise ProtocolError(f'neither +OK nor -ERR: "{visible(line)}"')
+    return Reply(word == "+OK", text.strip(" \t"))
 
 
 def is_challenge(word: str) -> bool:
@@ -162,7 +180,7 @@ def is_challenge(word: str) -> bool:
     With one of its own choosing a false server could learn the password's first letters
     (CVE-2007-1558, for APOP).
     """
-    return _CHALLENGE.fullmatch(word) is not None
+    return re.fullmatch(_HASH, word) is not None
 
 
 def challenge_of(greeting: Reply) -> str:
@@ -184,10 +202,8 @@ _BANNERS = (
 
 
 def _not_dtcp(start: bytes) -> ProtocolError:
-    what = next(
-        (f"; it looks like {name}" for prefix, name in _BANNERS if start.startswith(prefix)), ""
-    )
-    return ProtocolError(f"this is no DTCP server{what}")
+    looks = [f"; it looks like {name}" for prefix, name in _BANNERS if start.startswith(prefix)]
+    return ProtocolError(f"this is no DTCP server{''.join(looks[:1])}")
 
 
 # --- the client's end -------------------------------------------------------------------------
@@ -235,8 +251,9 @@ class Client:
     """The client's end of one connection.
 
     It never has the password: whoever has that answers the one `Challenged`.  `trace` gets every
-    line as it goes (`>> `) or comes (`<< `), the digest masked.  `udp` asks for a tunnel over UDP,
-    from that port of ours; 0: from whatever port a NAT makes of it.
+    line as it goes (`>> `) or comes (`<< `), digest and key masked.  `udp` asks for a tunnel over
+    UDP, from that port of ours; 0: from whatever port a NAT makes of it.  `key` is that of a tunnel
+    of ours through which packets pass.
     """
 
     def __init__(
@@ -246,10 +263,11 @@ class Client:
         now: float,
         *,
         udp: int | None = None,
+        key: bytes | None = None,
         trace: Callable[[str], None] = _no_trace,
     ) -> None:
         self._user, self._type = user, tunnel_type
-        self._udp = udp
+        self._udp, self._key = udp, key
         self._trace = trace
         self._lines = LineBuffer()
         self._out = bytearray()
@@ -259,6 +277,7 @@ class Client:
         self._unanswered = 0  # pings sent and not answered yet
         self._silent = 0  # pings sent since the last answer, which may be to an earlier one
         self.deadline = now + LOGIN_TIME
+        self.hands_over = False  # the server: a tunnel that stands to its user's next login
 
     def take(self) -> bytes:
         """What is to be sent now."""
@@ -275,6 +294,7 @@ class Client:
         self._lines.feed(data)
         first = self._lines.first_byte()
         if self._state == "greeting" and first is not None and first not in b"+-":
+            self._trace(f"<< {visible(data.decode('latin-1').strip())}")
             raise _not_dtcp(data)
         events: list[ClientEvent] = []
         while self._state != "over" and (line := self._lines.next_line()) is not None:
@@ -290,6 +310,7 @@ class Client:
             if not reply.ok:
                 return self._over(Refused(visible(reply.text), at_greeting=True))
             challenge = challenge_of(reply)
+            self.hands_over = bool(re.fullmatch(r"\S+ " + GREETING.format(r"\S+"), reply.text))
             self._is_taken_back("before the login")
             self._state = "challenged"
             return Challenged(challenge)
@@ -336,7 +357,8 @@ class Client:
         if self._is_taken_back("before the login"):
             return
         udp = "" if self._udp is None else f" udp={self._udp}"
-        self._send(f"tunnel {self._user} {self._digest} {self._type}{udp}")
+        key = "" if self._udp is None or self._key is None else f" key={self._key.hex()}"
+        self._send(f"tunnel {self._user} {self._digest} {self._type}{udp}{key}")
         self._state = "login"
 
     def tick(self, now: float) -> list[ClientEvent]:
@@ -361,7 +383,7 @@ class Client:
         self._state = "over"
 
     def _send(self, line: str) -> None:
-        self._trace(f">> {self._masked(line)}")
+        self._trace(f">> {masked(self._masked(line))}")
         self._out += line.encode("ascii") + b"\r\n"
 
     def _masked(self, line: str) -> str:
@@ -392,6 +414,7 @@ class Asked(NamedTuple):
     user: str
     type: str
     udp: int | None = None  # over UDP, to this port; 0: to where the packets come from
+    key: bytes | None = None  # over UDP: of the tunnel through which the client's packets pass
 
 
 class Ended(NamedTuple):
@@ -414,10 +437,11 @@ class Limits(NamedTuple):
     login_time: float = AUTH_TIME
     idle_time: float = IDLE_TIME
     failures: int = LOGIN_FAILURES
+    lines: int = LINES_BEFORE_LOGIN
 
 
-def _nobody(user: str) -> bool:
-    return False
+def _wrong(user: str) -> str:
+    return BAD_LOGIN
 
 
 class Session:
@@ -425,14 +449,19 @@ class Session:
 
     `challenge` must come from a secure source and be used once.  `password_of` gives a user's
     password, or None, or raises Unavailable, which ends the conversation.  A login that fails
-    costs the same, and reads the same, whoever it was; `failed` is told of it.  Whoever `must_wait`
-    says is told to come back later, unseen.
+    costs the same, and reads the same, whoever it was; `failed` is told of it, and says what to
+    answer.  Whoever `must_wait` says (it may raise the same) is told to come back later, unseen.
+
+    vyatta's client sends its pings without a line end.  So with a tunnel, a bare `ping` behind
+    which nothing has come yet is answered at once; what comes then and begins with a blank or a
+    line end is the rest of that line, which has been answered.
     """
 
     __slots__ = (
-        *("_auth_deadline", "_bad_commands", "_challenge", "_failed", "_failures", "_limits"),
-        *("_lines", "_must_wait", "_out", "_password_of", "_state", "_trace", "deadline"),
-    )
+        "_ahead", "_auth_deadline", "_bad_commands", "_challenge", "_failed", "_failures",
+        "_limits", "_lines", "_lines_left", "_must_wait", "_out", "_password_of", "_state",
+        "_trace", "deadline",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -442,8 +471,8 @@ class Session:
         now: float,
         *,
         limits: Limits = Limits(),  # noqa: B008  # it cannot be changed
-        failed: Callable[[str], None] = _no_trace,
-        must_wait: Callable[[str], bool] = _nobody,
+        failed: Callable[[str], str] = _wrong,
+        must_wait: Callable[[str], bool] = lambda user: False,
         trace: Callable[[str], None] = _no_trace,
     ) -> None:
         self._challenge = challenge
@@ -455,6 +484,8 @@ class Session:
         self._state = "login"  # -> asked -> login or up -> over
         self._failures = 0
         self._bad_commands = 0
+        self._lines_left = limits.lines  # before the login
+        self._ahead = False  # a ping was answered before its line had an end
         self._auth_deadline = now + limits.login_time  # nothing extends this one
         self.deadline = self._auth_deadline
         self._reply(f"+OK {challenge} {name}")
@@ -521,9 +552,16 @@ class Session:
     def _work(self, now: float) -> list[SessionEvent]:
         # While a request is being worked on, what came behind it waits.
         while self._state in ("login", "up") and (line := self._lines.next_line()) is not None:
+            ahead, self._ahead = self._ahead, False
+            if ahead and line[:1] in ("", " ", "\t"):
+                continue
             event = self._command(line, now)
             if event is not None:
                 return [event]
+        if self._state == "up":
+            for _ in range(self._lines.take_all(b"ping")):
+                self._ahead = True
+                self._command("ping", now)
         return []
 
     def _command(self, line: str, now: float) -> SessionEvent | None:
@@ -533,9 +571,14 @@ class Session:
         if verb == "tunnel" and len(words) > 2:
             shown = " ".join([*words[:2], MASK, *words[3:]])
         # A broken client may have its digest in any other place.
-        self._trace(f"<< {visible(_DIGEST.sub(MASK, shown))}")
+        self._trace(f"<< {visible(re.sub(_HASH, MASK, shown))}")
         if self._state == "up":
             self.deadline = now + self._limits.idle_time
+        elif not self._lines_left:
+            self._reply(f"-ERR {TOO_MUCH_TALK}")
+            return self._over("too much talk before the login")
+        else:
+            self._lines_left -= 1
         if verb == "quit":
             self._reply(f"+OK {BYE}")
             return self._over("the client said quit")
@@ -556,19 +599,18 @@ class Session:
         if self._state == "up":
             self._reply(f"-ERR {HAVE_TUNNEL}")
             return None
-        if words and self._must_wait(words[0]):
-            self._reply(f"-ERR {BUSY}")
-            return self._one_more_failure()
         # Behind the classic three, words of the form key=value, for what may come.
         plain = len(words) >= 3 and all(re.fullmatch(r"[a-z]+=\S*", each) for each in words[3:])
         try:
+            if words and self._must_wait(words[0]):
+                self._reply(f"-ERR {BUSY}")
+                return self._one_more_failure()
             known = plain and self._knows(words[0], words[1])
         except Unavailable as error:
             self._reply(f"-ERR {INTERNAL}")
             return self._over(str(error))
         if not known:
-            self._reply(f"-ERR {BAD_LOGIN}")
-            self._failed(words[0] if words else "")
+            self._reply(f"-ERR {self._failed(words[0] if words else '')}")
             return self._one_more_failure()
         if words[2] not in TYPES:
             self._reply(f"-ERR {BAD_TYPE.format(visible(words[2]))}")
@@ -579,7 +621,11 @@ class Session:
             return None
         self._state = "asked"
         self.deadline = math.inf  # it is our turn
-        return Asked(words[0], words[2], int(ports[0]) if ports else None)
+        if not ports:
+            return Asked(words[0], words[2])
+        keys = [each[4:] for each in words[3:] if re.fullmatch(f"key={_HASH}", each)]
+        key = bytes.fromhex(keys[0]) if len(keys) == 1 else None
+        return Asked(words[0], words[2], int(ports[0]), key)
 
     def _one_more_failure(self) -> Ended | None:
         self._failures += 1
@@ -590,14 +636,14 @@ class Session:
     def _knows(self, user: str, answer: str) -> bool:
         import hmac
 
-        known = self._password_of(user) if USER.fullmatch(user) else None
+        known = self._password_of(user) if re.fullmatch(USER, user) else None
         # An unknown user takes the same way as a wrong password, to the last byte.
         expected = digest(user, self._challenge, "" if known is None else known)
-        given = answer.upper() if _DIGEST.fullmatch(answer) else "0" * 32
+        given = answer.upper() if re.fullmatch(_HASH, answer) else "0" * 32
         return hmac.compare_digest(expected, given) and known is not None
 
     def _reply(self, line: str) -> None:
-        self._trace(f">> {line}")
+        self._trace(f">> {masked(line)}")
         self._out += line.encode("ascii", "replace") + b"\r\n"
 
     def _over(self, reason: str) -> Ended:

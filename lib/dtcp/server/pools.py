@@ -1,21 +1,24 @@
 """Pools: a prefix cut into pieces that can be given to users, by number.  No I/O.
 
 Two kinds: pairs of inner addresses, in the numbering of KAME's server, and prefixes to delegate.
-What is whose is recorded elsewhere (dtcp.store); here is only the arithmetic.
+What is whose is recorded elsewhere (dtcp.server.store); here is only the arithmetic.
 """
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple
+
+from dtcp.errors import Error
 
 STEP = 4  # addresses from one pair to the next, as KAME's server counts
 SMALLEST = 112  # length of the smallest prefix for pairs: room for 16383 of them
 LONGEST, SHORTEST = 64, 16  # of prefixes that are delegated
 
 
-class PoolError(ValueError):
-    """This is no pool, or no prefix for one.  Fit for a terminal."""
+class PoolError(Error):
+    """A pool, or a prefix for one, is invalid."""
 
 
 class Span(NamedTuple):
@@ -89,18 +92,32 @@ class Pool(NamedTuple):
             return max(0, (offset - 1) // STEP)
         return (offset >> (128 - self.length)) + 1
 
+    def reaching(self, address: IPv6Address) -> int:
+        """The number of the first piece that ends at an address, or behind it."""
+        number = self.behind(max(address, self.prefix.network_address))
+        before = self.piece(number - 1) if number else None
+        return number - 1 if before is not None and before.last >= address else number
+
     def number(self, span: Span) -> int | None:
-        """The number of a piece; None for a span that is no piece of this pool."""
+        """The number of a piece; None for a span that is not a piece of this pool."""
         number = self.behind(span.last) - 1
         return number if number >= 0 and self.piece(number) == span else None
 
 
+def _network(text: str, length: int = 128) -> IPv6Network:
+    """The prefix; `length` is that of one without.  Raises PoolError."""
+    try:
+        network = IPv6Network(text if "/" in text else f"{text}/{length}", strict=False)
+    except ValueError:
+        raise PoolError(f"{text!a} is not an IPv6 prefix") from None
+    if network.network_address != IPv6Address(text.partition("/")[0]):
+        raise PoolError(f"{text} is an address in a prefix; the prefix is {network}")
+    return network
+
+
 def pairs(text: str) -> Pool:
     """`2001:db8:1::` as KAME's server has it (a /64), or with a length.  Raises PoolError."""
-    try:
-        prefix = IPv6Network(text if "/" in text else f"{text}/64")
-    except ValueError:
-        raise PoolError(f"{text!a} is no IPv6 prefix") from None
+    prefix = _network(text, 64)
     if prefix.prefixlen > SMALLEST:
         raise PoolError(f"{text!a} is too small: /{SMALLEST} is the smallest")
     if prefix.prefixlen < SHORTEST:
@@ -111,7 +128,7 @@ def pairs(text: str) -> Pool:
 def prefixes(text: str) -> Pool:
     """`2001:db8:4000::/40 /48`: a prefix, and the length of the pieces.  Raises PoolError."""
     words = text.split()
-    if len(words) != 2 or "/" not in words[0] or not words[1][1:].isdigit() or words[1][0] != "/":
+    if len(words) != 2 or "/" not in words[0] or not re.fullmatch(r"/[0-9]{1,3}", words[1]):
         raise PoolError(f"{text!a} is not: prefix/length /length")
     prefix, length = delegable(words[0]), int(words[1][1:])
     # A piece as large as the whole would have the whole's unreachable route in its place.
@@ -122,10 +139,7 @@ def prefixes(text: str) -> Pool:
 
 def delegable(text: str) -> IPv6Network:
     """A prefix that can be delegated.  Raises PoolError."""
-    try:
-        prefix = IPv6Network(text)
-    except ValueError:
-        raise PoolError(f"{text!a} is no IPv6 prefix") from None
+    prefix = _network(text)
     if not SHORTEST <= prefix.prefixlen <= LONGEST:
         raise PoolError(f"{text!a}: only /{SHORTEST} to /{LONGEST} can be delegated")
     return prefix

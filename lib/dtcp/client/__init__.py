@@ -1,0 +1,1 @@
+"""What only the client has: it shares nothing of it with the server."""

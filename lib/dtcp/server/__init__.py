@@ -1,0 +1,1 @@
+"""What only the server has; nothing of the client's is imported here."""
