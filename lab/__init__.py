@@ -1,9 +1,9 @@
 """A small internet on one machine, Linux or FreeBSD, for the demo and the tests.
 
-``enclosure`` runs a command so that nothing it makes outlives it; ``internet`` builds the hosts and
-the wires inside, out of what ``machine`` offers: namespaces with FreeBSD's commands in front
-(``linux``, ``freebsd``), or VNET jails (``jails``). ``demo`` shows a tunnel from its first line to
-its last.
+``enclosure`` runs a command so that nothing it creates outlives it; ``internet`` builds the hosts
+and wires inside, from what ``machine`` provides: namespaces with imitations of FreeBSD's commands
+(``linux``, ``freebsd``), or VNET jails (``jails``). ``demo`` shows a tunnel from start to finish,
+``hands`` leaves it all up for trying things by hand.
 """
 
 import os

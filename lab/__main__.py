@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from lab import demo, enclosure
+from lab import demo, enclosure, hands
 from lab.machine import machine
 
 
@@ -14,11 +14,15 @@ def main() -> int:
     run.add_argument("command", metavar="COMMAND")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     show = jobs.add_parser("demo", help="show a tunnel from its first line to its last")
-    show.add_argument("--type", choices=demo.TYPES, default="host")
+    what = show.add_mutually_exclusive_group()
+    what.add_argument("--type", choices=demo.TYPES, default="host")
+    what.add_argument("--server", action="store_true", help="leave it up, for trying by hand")
     show.add_argument("--release", choices=machine.RELEASES, default=machine.RELEASES[0])
     options = parser.parse_args()
     if options.job == "run":
         return enclosure.run([options.command, *options.arguments])
+    if options.server:
+        return hands.main(options.release)
     return demo.main(options.type, options.release)
 
 

@@ -1,7 +1,7 @@
-"""Packets as an independent witness saw them: tcpdump.
+"""Packets as captured by an independent witness: tcpdump.
 
-tcpdump writes what it captures into a pipe; the few fields that tests ask for
-are read from those bytes here, and the words about them are tcpdump's own.
+tcpdump writes what it captures to a pipe; the few fields that tests need are
+parsed here, and the descriptions are tcpdump's own.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ class Packet:
     df: bool  # don't fragment; always False in IPv6, which has no such bit
     length: int  # bytes after the IP header
     payload: bytes  # those bytes
-    text: str  # the packet in tcpdump's words
+    text: str  # tcpdump's description
 
 
 class Capture:
@@ -42,7 +42,7 @@ class Capture:
     Args:
         argv: makes the words that run a command in the host.
         interface: where to listen.
-        filter: which packets, in the words of pcap-filter(7); empty: all.
+        filter: which packets, as in pcap-filter(7); empty: all.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Capture:
         """The packets so far, once there are ``count`` of them.
 
         Args:
-            count: how many packets are due.
+            count: how many packets to expect.
             timeout: seconds to wait for them.
 
         Raises:
-            TimeoutError: fewer came; the text has those that did.
+            TimeoutError: fewer arrived; the text lists those that did.
         """
         limit = time.monotonic() + timeout * SLOW
         while len(self._records()) < count:
@@ -113,7 +113,7 @@ class Capture:
         ]
 
     def _read(self, timeout: float) -> None:
-        """Take what tcpdump has written, waiting for something at most ``timeout`` seconds."""
+        """Read what tcpdump has written, waiting at most ``timeout`` seconds for something."""
         assert self._tcpdump.stdout is not None
         if self._tcpdump.stdout.closed:
             return
@@ -126,7 +126,7 @@ class Capture:
             timeout = 0
 
     def _records(self) -> list[bytes]:
-        """The frames that have come in whole."""
+        """The frames that have arrived completely."""
         records = []
         at = _FILE_HEADER.size
         while at + _RECORD_HEADER.size <= len(self._seen):
@@ -139,7 +139,7 @@ class Capture:
         return records
 
     def _texts(self) -> list[str]:
-        """tcpdump's words for each of them; a packet takes one line or more."""
+        """tcpdump's description of each packet, of one or more lines."""
         words = ["tcpdump", "-r", "-", "-n", "-t", "-v"]
         said = subprocess.run(words, input=self._seen, capture_output=True, check=True)
         texts: list[str] = []

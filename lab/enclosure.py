@@ -1,9 +1,10 @@
-"""Run a command so that nothing it makes outlives it.
+"""Run a command so that nothing it creates outlives it.
 
-An enclosure has an empty directory for temporary files, and hosts can be made
-in it. Everything made in it is gone when the run ends. On Linux it consists of
-namespaces, and that includes ``kill -9`` of any process involved (``linux``);
-on FreeBSD the next run clears what a killed one has left (``jails``).
+An enclosure has an empty directory for temporary files, and hosts can be
+created in it. Everything created in it is gone when the run ends. On Linux it
+consists of namespaces, so this holds even after ``kill -9`` of any process
+involved (``linux``); on FreeBSD the next run clears what a killed one has left
+(``jails``).
 """
 
 import os
@@ -29,9 +30,9 @@ class _Signalled(Exception):
 def run(command: Sequence[str]) -> int:
     """Run ``command`` in an enclosure and wait until nothing is left of it.
 
-    Returns its exit status, 128 + n when it or the run was ended by signal n,
-    126 or 127 when it could not be started, 77 when we are not root, 69 when
-    this machine cannot have hosts.
+    Returns its exit status, 128 + n if it or the run was ended by signal n,
+    126 or 127 if it could not be started, 77 if we are not root, 69 if
+    this machine does not support hosts.
     """
     if os.geteuid() != 0:
         print("lab: must be root: hosts, interfaces and mounts are made", file=sys.stderr)
@@ -39,7 +40,7 @@ def run(command: Sequence[str]) -> int:
     # Not everyone who is root has the administrator's directories in PATH.
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"
     for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
-        # What our own caller ignores (nohup, a job in the background) stays so.
+        # What our own caller ignores (nohup, a background job) stays ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise)
     try:

@@ -1,6 +1,6 @@
-"""A real command of FreeBSD with which something may go wrong: `faulty.py COMMAND [ARGUMENT ...]`.
+"""Run a real FreeBSD command, possibly with a fault: `faulty.py COMMAND [ARGUMENT ...]`.
 
-Started by what stands first in the PATH of a jail (``jails``) when there is a list of faults.
+Started by a wrapper that is first in the PATH of a jail (``jails``) if there is a list of faults.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Started from anywhere, without the package: this file says where the rest is.
+# Started from anywhere, without the package: the path of this file locates the rest.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 

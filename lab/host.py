@@ -1,7 +1,7 @@
-"""One host of the small internet: a network and files of its own, and a way in.
+"""One host of the small internet: its own network and files, and a way in.
 
-It has an empty /run, /usr/local/etc and /var/db, and knows the names in its /etc/hosts only. What
-happens in it leaves the rest of the machine alone. How the machine makes one: ``machine``.
+It has an empty /run, /usr/local/etc and /var/db, and knows only the names in its /etc/hosts. What
+happens in it does not affect the rest of the machine. For how hosts are created, see ``machine``.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from lab.snapshot import Snapshot, snapshot
 
 
 class CommandFailed(subprocess.CalledProcessError):
-    """A command in a host ended with another status than 0; the text has its words."""
+    """A command in a host exited with a nonzero status; the text has its output."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n{self.stdout}{self.stderr}".rstrip()
@@ -29,10 +29,10 @@ class Host:
         name: its host name.
         etc: a directory with its hosts, nsswitch.conf and resolv.conf.
         release: the FreeBSD release whose commands it speaks, such as "15.1",
-            or None for a host that speaks what the machine does.
+            or None for a host with the machine's own commands.
 
     Raises:
-        RuntimeError: it could not be made.
+        RuntimeError: it could not be created.
     """
 
     def __init__(self, name: str, etc: Path, release: str | None = None) -> None:
@@ -55,16 +55,16 @@ class Host:
         timeout: float = 10,
         input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end and return its words and status.
+        """Run a command to completion and return its output and status.
 
         Args:
             words: the command.
-            check: whether another status than 0 is an error.
-            timeout: seconds, on a machine of the usual speed.
+            check: whether a nonzero status is an error.
+            timeout: seconds, on a machine of normal speed.
             input: what it reads; None: nothing.
 
         Raises:
-            CommandFailed: with ``check``, it ended with another status than 0.
+            CommandFailed: with ``check``, it exited with a nonzero status.
             subprocess.TimeoutExpired: it was killed after ``timeout``.
         """
         done = subprocess.run(
@@ -81,21 +81,21 @@ class Host:
     def popen(self, words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """Start a command; options as for ``subprocess.Popen``, streams are text.
 
-        It need not be ended or waited for: ``close`` does.
+        It need not be killed or waited for: ``close`` does so.
         """
         process = subprocess.Popen(self.argv(words), text=True, **options)
         self._started.append(process)
         return process
 
     def write(self, path: str, text: str, mode: int = 0o600) -> None:
-        """Make or replace a file of this host, missing directories included."""
+        """Create or replace a file of this host, including missing directories."""
         self.run(machine.write(path, mode), input=text)
 
     def read(self, path: str) -> str:
         """The text of a file of this host.
 
         Raises:
-            CommandFailed: it is not there.
+            CommandFailed: it does not exist.
         """
         return self.run(["cat", path]).stdout
 
@@ -110,11 +110,11 @@ class Host:
         return state
 
     def capture(self, interface: str, filter: str = "") -> Capture:
-        """A context manager that captures packets of an interface (``filter``: see pcap-filter)."""
+        """A context manager that captures packets on an interface (``filter``: see pcap-filter)."""
         return Capture(self.argv, interface, filter)
 
     def close(self) -> None:
-        """Kill whatever runs in this host, and with it the host."""
+        """Kill everything that runs in this host, and thereby the host."""
         self.place.close()
         for process in self._started:
             process.kill()

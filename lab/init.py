@@ -1,15 +1,15 @@
-"""Process 1 of an enclosure: prepare it, run one command, end with its status.
+"""Process 1 of an enclosure: prepare it, run one command, exit with its status.
 
-When process 1 of a pid namespace ends, however it ends, the kernel kills
-every other process in it, and with the last of them go the namespaces, the
-interfaces and the mounts. That is the whole clean-up: there is no code for it.
+When process 1 of a pid namespace exits, for whatever reason, the kernel kills
+every other process in it, and the namespaces, interfaces and mounts go with
+the last of them. That is the whole cleanup: there is no code for it.
 
-Started by ``enclosure.run`` as a script of its own, without the package and
-without site-packages, so that it comes up quickly:
+Started by ``enclosure.run`` as a standalone script, without the package and
+without site-packages, so that it starts quickly:
 
     python -I -S init.py FD COMMAND [ARGUMENT ...]
 
-FD is the reading end of a pipe whose other end only the supervisor holds.
+FD is the read end of a pipe whose other end only the supervisor holds.
 """
 
 import os
@@ -20,8 +20,8 @@ import sys
 import threading
 from typing import NoReturn
 
-# FreeBSD has a /var/db, Linux mostly not, and the machine is to be left alone: a /var of our own,
-# which has the machine's directories in it. $1: where to build it.
+# FreeBSD has a /var/db, Linux usually does not, and the machine must not be changed: so we use our
+# own /var, with the machine's directories in it. $1: where to build it.
 _VAR = """
 set -e
 mkdir "$1"
@@ -43,9 +43,9 @@ rmdir "$1"
 def main() -> NoReturn:
     lifeline, command = int(sys.argv[1]), sys.argv[2:]
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-    # ^C goes to everyone at the terminal. The supervisor answers it; here it
-    # must only not end in a traceback. A handler, unlike SIG_IGN, is not
-    # passed on to the command.
+    # ^C goes to everyone at the terminal. The supervisor handles it; here it
+    # must merely not cause a traceback. A handler, unlike SIG_IGN, is not
+    # inherited by the command.
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -63,24 +63,24 @@ def main() -> NoReturn:
 
 
 def _end_with(lifeline: int) -> None:
-    """End as soon as the supervisor is no more.
+    """Exit as soon as the supervisor is gone.
 
-    The kernel sees to that (``PR_SET_PDEATHSIG``) except when the supervisor
-    died in the moment before that was set; the pipe has no such moment.
+    The kernel takes care of that (``PR_SET_PDEATHSIG``) unless the supervisor
+    died just before that was set; the pipe has no such race.
     """
     os.read(lifeline, 1)
     os._exit(1)
 
 
 def _prepare() -> None:
-    """Give the enclosure files and a loopback interface of its own."""
+    """Give the enclosure its own files and loopback interface."""
     # Mounts are private here (unshare --propagation private).
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
     if not os.path.islink("/var/run"):
         subprocess.run(["mount", "--bind", "/run", "/var/run"], check=True)
     if not os.path.isdir("/var/db"):
         subprocess.run(["sh", "-c", _VAR, "sh", "/run/var"], check=True)
-    # Temporary files too. Not /tmp: the checkout itself may lie there.
+    # Temporary files too. Not /tmp: the checkout itself may be there.
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm"], check=True)
     os.environ["TMPDIR"] = "/dev/shm"
     socket.sethostname("lab")

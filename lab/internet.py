@@ -3,8 +3,8 @@
   lan host --- client --- (nat) --- router --- server --- far
                FreeBSD               IPv4      FreeBSD    IPv6
 
-The client and the server speak FreeBSD and are set up through its commands.
-Between them there is IPv4 only; beyond the server there is IPv6 only. So an
+The client and the server use FreeBSD's commands and are set up with them.
+Between them there is only IPv4; beyond the server there is only IPv6. So an
 IPv6 packet from the client reaches the far host through a tunnel or not at all.
 """
 
@@ -33,10 +33,10 @@ _ETC = {
 
 
 class Internet:
-    """The hosts and the wires, as a context manager; several can exist side by side.
+    """The hosts and the wires, as a context manager; several can coexist.
 
     Args:
-        release: the FreeBSD release that client and server speak, one of ``machine.RELEASES``.
+        release: the FreeBSD release of client and server, one of ``machine.RELEASES``.
         lan: whether there is a host behind the client (``lan``, at its em1)
             that listens to router advertisements.
         nat: whether the client sits behind a NAT box (``nat``).
@@ -63,7 +63,7 @@ class Internet:
         self._closing = ExitStack()
 
     def __enter__(self) -> "Internet":
-        # When something fails half-way, what is there is closed at once.
+        # If something fails halfway, what exists is closed at once.
         with ExitStack() as stack:
             etc = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             for name, text in _ETC.items():
@@ -123,7 +123,7 @@ class Internet:
                 ifconfig em0 inet {client} up
                 route -n add default {gateway}
                 """,
-            # no_dad: nobody wants to wait a second for that address in every test.
+            # no_dad: do not wait a second for that address in every test.
             self.server: """
                 ifconfig em0 inet 192.0.2.1/24 up
                 ifconfig em1 inet6 no_dad
@@ -151,6 +151,6 @@ class Internet:
 
 
 def _ether(host: Host, interface: str) -> str:
-    """An address out of the block for documentation: the same in every run."""
+    """An address from the documentation block: the same in every run."""
     number = ["client", "server", "router", "far", "lan", "nat"].index(host.name)
     return f"00:00:5e:00:53:{number:x}{interface[-1]}"

@@ -1,14 +1,14 @@
-"""Hosts out of FreeBSD's VNET jails, joined by epair(4)s, with the real commands.
+"""Hosts made of FreeBSD's VNET jails, connected by epair(4)s, with the real commands.
 
 A host's root directory is a tmpfs(5) with the machine's programs in it, read-only. Its /run,
 /usr/local/etc and /var/db are its own; so is its /etc, with the machine's users. The directory for
 temporary files is that of the run.
 
-No kernel cleans up here, so everything has a mark. A run has a name and, under ``_RUNS``, a
+Here the kernel does not clean up, so everything is marked. A run has a name and, under ``_RUNS``, a
 directory of that name with a file that it keeps locked; the names of its jails begin with
-dtcplab-NAME-, its epairs have that for a description, its mounts lie in the directory, and its
-processes have the name in their environment. Each run first clears whatever has the mark of a run
-that holds its lock no more.
+dtcplab-NAME-, its epairs have that as a description, its mounts are in the directory, and its
+processes have the name in their environment. Each run first clears everything marked by a run
+that no longer holds its lock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import fcntl
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import site
@@ -38,14 +39,14 @@ _RUN = "LAB_RUN"  # in the environment of what runs in an enclosure: the name of
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 
-# The real commands speak the dialect of the machine.
+# The real commands have the dialect of the machine.
 RELEASES: tuple[str, ...] = (os.uname().release.partition("-")[0],)
 
-# What hosts are made of, where it is no part of the kernel; a jail cannot load it.
+# What hosts need, if it is not in the kernel; a jail cannot load modules.
 _MODULES = "if_epair if_gif nullfs tmpfs ng_socket ng_iface ng_ksocket pf"
 _ETC = "group login.conf login.conf.db master.passwd passwd pf.os protocols pwd.db services spwd.db"
 
-# No waiting for duplicate address detection, except on tunnels: those are what is looked at.
+# No duplicate address detection, except on tunnels, which are what is tested.
 _START = "/sbin/ifconfig lo0 inet 127.0.0.1/8 up"
 
 # $1: more rules, which come before the usual one.
@@ -56,7 +57,7 @@ _NAT = """
 
 _CALM = "sysctl net.inet6.ip6.dad_count=0\n"
 SETUPS = {
-    # IPv6 is off on a new interface, so the IPv4 internet carries none.
+    # IPv6 is disabled on a new interface, so the IPv4 internet carries none.
     "router": """
         sysctl net.inet.ip.forwarding=1
         ifconfig eth0 inet 203.0.113.1/24 up
@@ -230,7 +231,7 @@ def link(interface: str, *, up: bool) -> list[str]:
 
 
 def identity(interface: str) -> list[str]:
-    # Numbers are used again, so the interface gets into a group of its own when it is looked at.
+    # Numbers are reused, so the interface is put into its own group when it is looked at.
     script = """
         if ! ifconfig "$1" | grep -o 'seen[0-9]*x'; then
             ifconfig "$1" group seen$$x && echo seen$$x
@@ -257,6 +258,10 @@ def refuse(protocol: str, port: int, answer: str) -> list[str]:
     }[answer]
     rule = f"block {how} in quick inet proto {protocol} to port {port} {flags}"
     return ["sh", "-ec", _REFUSE, "sh", rule]
+
+
+def drop(protocol: int) -> list[str]:
+    return ["sh", "-ec", _REFUSE, "sh", f"block drop in quick inet proto {protocol}"]
 
 
 _REFUSE = """
@@ -292,7 +297,7 @@ def _nat(rules: str) -> list[str]:
 
 def costs(pid: int) -> tuple[int, int, int]:
     threads, memory = _ask("ps", "-o", "nlwp=", "-o", "rss=", "-p", str(pid)).split()
-    # procstat(1) lists what is no descriptor as well: the text, the root, a terminal.
+    # procstat(1) also lists things that are not descriptors: the text, the root, a terminal.
     files = re.findall(r"^\s*\d+ .{16} +\d+ ", _ask("procstat", "-h", "-f", str(pid)), re.M)
     return len(files), int(threads), int(memory)
 
@@ -304,6 +309,10 @@ def write(path: str, mode: int) -> list[str]:
 
 def inside() -> bool:
     return _RUN in os.environ and (_RUNS / os.environ[_RUN]).is_dir()
+
+
+def from_outside(mark: str, words: Sequence[str]) -> str:
+    return shlex.join(words)
 
 
 def traces() -> dict[str, set[str]]:
@@ -323,7 +332,7 @@ def enclosed(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     if _ask("sysctl", "-n", "security.jail.children.max").strip() == "0":
         raise RuntimeError("lab: this jail may not have jails: see children.max in jail(8)")
     with _run() as name:
-        # Otherwise we would not know of what the command leaves running: procctl(2).
+        # Otherwise we would not know what the command leaves running: procctl(2).
         _procctl(_PROC_REAP_ACQUIRE)
         supervisor = os.getpid()
 
@@ -337,19 +346,31 @@ def enclosed(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
             **os.environ,
             _RUN: name,
             "TMPDIR": str(temporary),
-            # The checkout stays as it is, and hosts cannot write to it.
+            # The checkout is not modified, and hosts cannot write to it.
             "PYTHONPYCACHEPREFIX": str(temporary / "pycache"),
         }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         try:
-            yield subprocess.Popen(command, env=environment, preexec_fn=end_with_supervisor)
+            yield _Command(command, env=environment, preexec_fn=end_with_supervisor)
         finally:
             _end_descendants()
 
 
+class _Command(subprocess.Popen[bytes]):
+    """The command of an enclosure; its orphans are our children too."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As usual, but without a limit; orphans that end meanwhile are gone, as by init(8)."""
+        while self.returncode is None:
+            pid, status = os.wait()
+            if pid == self.pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
 @contextmanager
 def _run() -> Iterator[str]:
-    """A new run, marked and locked; what dead ones have left is cleared first."""
+    """A new run, marked and locked; leftovers of dead ones are cleared first."""
     _RUNS.mkdir(exist_ok=True)
     with _locked(_RUNS / "lock"):
         for name in _names():
@@ -360,7 +381,7 @@ def _run() -> Iterator[str]:
                             with suppress(ProcessLookupError):
                                 os.kill(pid, signal.SIGKILL)
                     _clear(_mark(name), _RUNS / name)
-        # Whether they are in the kernel already is not asked: if one is missing, we shall see.
+        # We do not ask whether they are in the kernel already: a missing one will show.
         subprocess.run(
             ["sh", "-c", f"for module in {_MODULES}; do kldload -n $module; done"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -383,7 +404,7 @@ def _mark(run: str) -> str:
 
 
 def _names() -> set[str]:
-    """Every run that there is a trace of."""
+    """Every run that has left a trace."""
     marked = re.findall(r"\bdtcplab-(\w+)-", _ask("jls", "name") + _ask("ifconfig", "-a"))
     return {*marked, *(entry.name for entry in _RUNS.iterdir() if entry.is_dir())}
 
@@ -395,7 +416,7 @@ def _processes() -> dict[int, str]:
 
 
 def _taken(run: str) -> IO[str] | None:
-    """The lock of a run, if nobody holds it."""
+    """The lock of a run, if it is free."""
     place = _RUNS / run
     place.mkdir(exist_ok=True)
     file = open(place / "lock", "w")  # noqa: SIM115
@@ -415,7 +436,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _clear(mark: str, place: Path) -> None:
-    """Remove the jails and interfaces whose mark begins so, and a directory with its mounts."""
+    """Remove the jails and interfaces with this mark prefix, and a directory with its mounts."""
     jails = [name for name in _ask("jls", "name").split() if name.startswith(mark)]
     for jail in jails:
         # Destroyed inside, since a jail that ends gives them back under the name they have there.
@@ -427,13 +448,13 @@ def _clear(mark: str, place: Path) -> None:
             _ask("ifconfig", text.partition(":")[0], "destroy")
     if mounts := _mounts(place):
         _ask("umount", "-f", *reversed(mounts))
-    # What is mounted still is not ours to remove.
+    # What is still mounted is not ours to remove.
     if not _mounts(place):
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _mounts(place: Path) -> list[str]:
-    """What is mounted at or below a directory, in the order it was."""
+    """What is mounted at or below a directory, in mount order."""
     return re.findall(rf" on ({re.escape(str(place))}(?:/.*)?) \([a-z]", _ask("mount"))
 
 
@@ -454,7 +475,7 @@ def _shared() -> list[str]:
 
 
 def _escaped(path: str) -> str:
-    """As fstab(5) wants it."""
+    """Escape it for fstab(5)."""
     return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
 
 

@@ -1,7 +1,7 @@
-"""Hosts out of Linux namespaces.
+"""Hosts made of Linux namespaces.
 
 A host is a network, a mount and a host-name namespace, kept by one process that does nothing (the
-anchor). The run as a whole lives in namespaces too: the kernel cleans up, whoever is killed.
+anchor). The whole run is in namespaces too: the kernel cleans up, whichever process is killed.
 
     supervisor --- setpriv, then unshare --- process 1 (init.py) --- command
                    killed by the kernel      killed by the kernel
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -112,7 +113,7 @@ class Namespaces:
 
     def __init__(self, name: str, etc: Path) -> None:
         # Without a fork in between, the process we start is the anchor. It
-        # ends when we close its input or are no more.
+        # exits when we close its input or are gone.
         self._anchor = subprocess.Popen(
             [
                 *("unshare", "--net", "--uts", "--mount", "--propagation", "private"),
@@ -129,7 +130,7 @@ class Namespaces:
 
     @property
     def pid(self) -> int:
-        """Process id of the anchor: stands for the host in ``ip link ... netns PID``."""
+        """Process id of the anchor: identifies the host in ``ip link ... netns PID``."""
         return self._anchor.pid
 
     def enter(self, words: Sequence[str], *, freebsd: bool) -> list[str]:
@@ -164,7 +165,7 @@ place = Namespaces
 
 
 def join(wires: Sequence[tuple[End, End]]) -> None:
-    """Both ends of a wire are born where they belong: nothing collides here."""
+    """Both ends of a wire are created in place, so that nothing collides here."""
     words = []
     for ends in wires:
         born = []
@@ -217,6 +218,11 @@ def refuse(protocol: str, port: int, answer: str) -> list[str]:
     return ["nft", f"table ip refuse {{\n{chains}}}"]
 
 
+def drop(protocol: int) -> list[str]:
+    rule = f"type filter hook forward priority filter\nip protocol {protocol} drop\n"
+    return ["nft", f"table ip refuse {{\nchain forward {{\n{rule}}}\n}}"]
+
+
 def accept_all() -> list[str]:
     return ["sh", "-c", "nft delete table ip refuse 2>/dev/null || true"]
 
@@ -261,10 +267,16 @@ def inside() -> bool:
     return words[1:3] == [b"-I", b"-S"] and words[3].endswith(b"/lab/init.py")
 
 
+def from_outside(mark: str, words: Sequence[str]) -> str:
+    # Our process id out there is not known in here. The newest process is meant: those that have
+    # started the caller have its command line in theirs.
+    return f"nsenter -at $(pgrep -nf {shlex.quote(mark)}) {shlex.join(words)}"
+
+
 def traces() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {"processes": set(), "namespaces": set()}
     for process in Path("/proc").glob("[0-9]*"):
-        # One may end while we look.
+        # One may exit while we look.
         with suppress(OSError):
             found["namespaces"] |= {os.readlink(link) for link in (process / "ns").iterdir()}
             found["processes"].add(process.name)

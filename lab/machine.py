@@ -1,7 +1,7 @@
-"""The two ways to make hosts, behind one interface: namespaces on Linux, VNET jails on FreeBSD.
+"""The two ways to create hosts, behind one interface: namespaces on Linux, VNET jails on FreeBSD.
 
-Everything that only one system has stands in ``linux`` or in ``jails``, under the names that
-``Machine`` lists. Who uses them, tests included, asks ``machine`` and cannot tell which one it is.
+Everything specific to one system is in ``linux`` or in ``jails``, under the names that ``Machine``
+lists. Callers, including tests, go through ``machine`` and cannot tell which one it is.
 """
 
 import os
@@ -17,14 +17,14 @@ FREEBSD = os.uname().sysname == "FreeBSD"
 
 
 class Place(Protocol):
-    """What the system keeps for one host."""
+    """The system's side of one host."""
 
     def enter(self, words: Sequence[str], *, freebsd: bool) -> list[str]:
         """The words to spawn so that the command ``words`` runs in this host, in its /.
 
         Args:
             words: the command.
-            freebsd: whether FreeBSD's commands are to be found first.
+            freebsd: whether FreeBSD's commands come first in PATH.
         """
         ...
 
@@ -33,7 +33,7 @@ class Place(Protocol):
         ...
 
     def close(self) -> None:
-        """Kill whatever runs in the host, and remove the host."""
+        """Kill everything that runs in the host, and remove the host."""
         ...
 
 
@@ -46,16 +46,16 @@ class End(NamedTuple):
 
 
 class Machine(Protocol):
-    """What ``linux`` and ``jails`` both have."""
+    """What both ``linux`` and ``jails`` provide."""
 
     @property
     def RELEASES(self) -> tuple[str, ...]:
-        """The releases of FreeBSD that hosts can speak, the usual one first."""
+        """The releases of FreeBSD that hosts can have, the usual one first."""
         ...
 
     @property
     def SETUPS(self) -> Mapping[str, str]:
-        """For each host that is not under test the shell script that configures it."""
+        """For each host that is not under test, the shell script that configures it."""
         ...
 
     @property
@@ -64,11 +64,11 @@ class Machine(Protocol):
         ...
 
     def enclosed(self, command: Sequence[str]) -> AbstractContextManager[subprocess.Popen[bytes]]:
-        """Start a command; afterwards nothing is left of it and of what it made.
+        """Start a command; afterwards nothing is left of it or of what it created.
 
         Raises:
             OSError: it could not be started.
-            RuntimeError: this machine cannot have hosts; the text says why.
+            RuntimeError: this machine does not support hosts; the text says why.
         """
         ...
 
@@ -76,28 +76,37 @@ class Machine(Protocol):
         """Whether this process runs in an enclosure."""
         ...
 
+    def from_outside(self, mark: str, words: Sequence[str]) -> str:
+        """For a shell outside this enclosure: runs the command ``words`` in it.
+
+        Args:
+            mark: of the processes of this machine, only the caller has it in its command line.
+            words: the command.
+        """
+        ...
+
     def traces(self) -> dict[str, set[str]]:
         """All that a run inside this enclosure might leave behind."""
         ...
 
     def place(self, name: str, etc: Path) -> Place:
-        """Make a host.
+        """Create a host.
 
         Args:
             name: its host name.
             etc: a directory with its hosts, nsswitch.conf and resolv.conf.
 
         Raises:
-            RuntimeError: it could not be made.
+            RuntimeError: it could not be created.
         """
         ...
 
     def join(self, wires: Sequence[tuple[End, End]]) -> None:
-        """Lay wires between hosts."""
+        """Connect hosts with wires."""
         ...
 
     def ping(self, address: str, count: int, seconds: int) -> list[str]:
-        """The words that send so many requests, and wait so long for each reply."""
+        """The words that send ``count`` requests, and wait ``seconds`` for each reply."""
         ...
 
     def reach(self, address: str, seconds: int) -> list[str]:
@@ -109,11 +118,11 @@ class Machine(Protocol):
         ...
 
     def identity(self, interface: str) -> list[str]:
-        """The words that print the same only for the same interface, and not for one made anew."""
+        """The words whose output identifies an interface, and differs if it is recreated."""
         ...
 
     def autoconfigured(self, interface: str) -> list[str]:
-        """The words that print a host's global IPv6 addresses, a line each: ADDRESS/64."""
+        """The words that print a host's global IPv6 addresses, one per line: ADDRESS/64."""
         ...
 
     def default_router(self) -> list[str]:
@@ -121,26 +130,29 @@ class Machine(Protocol):
         ...
 
     def refuse(self, protocol: str, port: int, answer: str) -> list[str]:
-        """The words that let a firewall refuse packets to a port.
+        """The words that make a firewall reject packets to a port.
 
         Args:
             protocol: "udp" or "tcp".
-            port: of their destination.
+            port: the destination port.
             answer: "" for none, "unreachable", or "reset", which a TCP connection gets once it is
                 established.
         """
         ...
 
     def accept_all(self) -> list[str]:
-        """The words that end all that ``refuse`` has begun."""
+        """The words that undo every ``refuse``."""
         ...
 
+    def drop(self, protocol: int) -> list[str]:
+        """Drops the packets of an IP protocol on their way through, until `accept_all`."""
+
     def nat_forgets(self, seconds: int) -> list[str]:
-        """The words that let a NAT box forget silent UDP flows so soon."""
+        """The words that make a NAT forget idle UDP flows this soon."""
         ...
 
     def nat_forwards(self, port: int, address: str, to: int) -> list[str]:
-        """The words that let a NAT box have one UDP port for a port of a host behind it."""
+        """The words that make a NAT forward a UDP port to a port of a host behind it."""
         ...
 
     def costs(self, pid: int) -> tuple[int, int, int]:
@@ -148,7 +160,7 @@ class Machine(Protocol):
         ...
 
     def write(self, path: str, mode: int) -> list[str]:
-        """The words that make or replace a file from standard input."""
+        """The words that create or replace a file from standard input."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The whole state of a host, in a form in which a difference reads well."""
+"""The whole state of a host, in a form in which differences are easy to read."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from lab.machine import machine
 Snapshot = dict[str, list[str]]
 """What was looked at -> the lines seen."""
 
-# Headings are the keys of the snapshot; the commands' own words are the lines.
+# The headings are the keys of the snapshot; the commands' output lines are its lines.
 _FREEBSD_LOOKS = {
     "ifconfig -a": "ifconfig -a",
     "netstat -rn": "netstat -rn",
@@ -32,7 +32,7 @@ def snapshot(run: _Run, *, freebsd: bool) -> Snapshot:
 
     Args:
         run: runs a command in it.
-        freebsd: whether it has FreeBSD's commands: then their view is included.
+        freebsd: whether it has FreeBSD's commands, whose view is then included.
     """
     looks = {**machine.LOOKS, **(_FREEBSD_LOOKS if freebsd else {})}
     # One shell for all of them: entering a host takes time.
@@ -45,12 +45,12 @@ def snapshot(run: _Run, *, freebsd: bool) -> Snapshot:
 
 
 def _in_order(name: str, lines: list[str]) -> list[str]:
-    """FreeBSD's lists are read as a whole; in the others the order means nothing."""
+    """FreeBSD's lists are compared as a whole; in the others, order does not matter."""
     return lines if name in _FREEBSD_LOOKS else sorted(line.strip() for line in lines)
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
-    """What changed from one snapshot to another, a line for people each; empty: nothing."""
+    """What changed between two snapshots, one readable line each; empty: nothing."""
     said = {"- ": "gone", "+ ": "new"}
     return [
         f"{name}: {said[line[:2]]}: {line[2:].strip()}"

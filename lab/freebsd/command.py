@@ -7,12 +7,14 @@ import importlib
 import os
 import sys
 
-# Hosts enter their namespaces from anywhere: this file says where the rest is.
-sys.path.insert(0, os.path.realpath(f"{__file__}/../../.."))
+# Hosts enter their namespaces from anywhere: this file says where the rest is.  The names in
+# bin/ are links to it, or copies of it if the lab comes from an archive without links.
+sys.path.insert(0, os.path.realpath(__file__).rpartition("/lab/")[0])
 
 
 def main() -> int:
     name = os.path.basename(sys.argv[0])
+    crowd = importlib.import_module("lab.freebsd.crowd")
     faults = importlib.import_module("lab.freebsd.faults")
     store = importlib.import_module("lab.freebsd.store")
 
@@ -21,8 +23,9 @@ def main() -> int:
             module = importlib.import_module(f"lab.freebsd.{name}")
             return int(module.main(sys.argv[1:]))
 
-    # What goes wrong does so outside the lock: one that hangs must not keep the others from
-    # their work.
+    # What goes wrong does so outside the lock, and so does what takes long: it must not keep the
+    # others from their work.
+    crowd.wait(name, sys.argv[1:])
     return int(faults.strike(name, sys.argv[1:], work))
 
 

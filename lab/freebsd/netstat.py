@@ -7,7 +7,7 @@ import sys
 from ipaddress import ip_address
 
 from . import linux, store
-from .model import INET, INET6, Host, Route
+from .model import INET, INET6, Address, Host, Interface, Route
 
 TITLES = {INET: "Internet", INET6: "Internet6"}
 WIDTHS = {INET: (18, 18), INET6: (33, 29)}  # destination, gateway
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     host = store.load()
     linux.observe(host)
     if "-r" not in options:
-        sys.stdout.write(counters(host, options.get("-I"), "-b" in options))
+        sys.stdout.write(counters(host, options.get("-I"), "-b" in options, "-W" in options))
         return 0
     fib = int(options.get("-F", 0))
     print("Routing tables" + (f" (fib: {fib})" if fib else ""))
@@ -37,11 +37,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def counters(host: Host, only: str | None, octets: bool) -> str:
-    """What went through the interfaces: the lines of their links, as in tests/freebsd/*/08."""
+def counters(host: Host, only: str | None, octets: bool, wide: bool) -> str:
+    """What went through the interfaces, as in tests/freebsd/*/03-route.
+
+    Linux does not count by address, so there stands 0.
+    """
     columns = ["Ipkts", "Ierrs", "Idrop", *["Ibytes"] * octets]
     columns += ["Opkts", "Oerrs", *["Obytes"] * octets, "Coll"]
-    wide = (20, 33) if host.netlink else (13, 17)
     lines = [("Name    Mtu", "Network", "Address", columns)]
     seen = {each["ifname"]: each for each in linux.listed("-s", "link", "show")}
     for interface in sorted(host.interfaces.values(), key=lambda each: each.index):
@@ -54,12 +56,36 @@ def counters(host: Host, only: str | None, octets: bool) -> str:
         name = f"{interface.name:<5s} {interface.mtu:>5d}"
         address = interface.ether or interface.name
         lines.append((name, f"<Link#{interface.index}>", address, list(map(str, numbers))))
+        name = f"{interface.name:<5s} {'-':>5s}"
+        none = ["0", "-", "-", *["0"] * octets, "0", "-", *["0"] * octets, "-"]
+        lines += [(name, *_named(interface, each), none) for each in interface.addresses]
+    # 13.2 cuts what is longer, unless it is told not to.
+    grows = host.netlink or wide
+    widths = [20, 17] if host.netlink else [13, 17]
+    if grows:
+        widths = [max(widths[n], *(len(line[1 + n]) for line in lines)) for n in (0, 1)]
     return "".join(
-        f"{name} {network:<{wide[0]}} {address:<{wide[1]}} "
-        + " ".join(f"{number:>8s}" for number in numbers)
+        f"{name} {network[: widths[0]]:<{widths[0]}} {address[: widths[1]]:<{widths[1]}} "
+        + " ".join(
+            f"{number:>{_width(column)}s}" for column, number in zip(columns, numbers, strict=True)
+        )
         + "\n"
         for name, network, address, numbers in lines
     )
+
+
+def _named(interface: Interface, address: Address) -> tuple[str, str]:
+    """The network and the address of a line."""
+    zone = f"%{interface.name}" if address.is_linklocal else ""
+    network = "fe80::" if zone else address.network
+    if address.family == INET6 and address.prefixlen == 128:
+        network = address.address
+    return f"{network}{zone}/{address.prefixlen}", f"{address.address}{zone}"
+
+
+def _width(column: str) -> int:
+    """Of a column of numbers."""
+    return {"Ibytes": 10, "Obytes": 10, "Ipkts": 8, "Opkts": 8}.get(column, 5)
 
 
 def order(route: Route) -> tuple[bytes, int]:

@@ -257,8 +257,8 @@ class Command:
         return 0
 
     def get(self, request: Request) -> int:
-        whole = request.prefixlen == BITS[request.family] or not request.prefixlen
-        if whole:
+        # With a mask, that of "default" included, it is the very route or none.
+        if request.prefixlen == BITS[request.family]:
             routes = self.host.lookup(request.family, request.fib, request.destination)
         else:
             routes = self.host.matching(
