@@ -1,8 +1,8 @@
-"""The numbers: what the programs take, measured beside something that runs in the same minutes.
+"""Benchmarks: what the programs cost, measured beside a reference that runs in the same minutes.
 
-``python -m bench`` (``make bench``) prints a table and writes RESULTS.md.  ``place`` is where it
-all runs, ``figures`` what comes of it, ``stubs`` are commands that do nothing; ``start``,
-``waiting``, ``recovery`` and ``serving`` (with ``server`` and ``crowd``) measure.
+``python -m bench`` (``make bench``) prints a table and writes RESULTS.md.  ``place`` is the
+environment of a run, ``figures`` the results, ``stubs`` commands that do nothing; ``start``,
+``waiting``, ``recovery`` and ``serving`` (with ``server`` and ``crowd``) do the measuring.
 """
 
 import sys

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import figures, place, recovery, serving, start
+from bench import figures, healing, place, recovery, serving, start
 from bench.figures import Figure
 from bench.waiting import Waiting, waiting
 
@@ -21,12 +21,12 @@ RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 
 
 class Form(NamedTuple):
-    """How long it all takes."""
+    """How much to measure."""
 
     starts: int
     recoveries: int
     pings: int  # that the waiting client sends, once a minute
-    silence: bool  # which takes a minute and a half to be noticed
+    silence: bool  # which takes a minute and a half to detect
     sessions: int
     logins: int
     seconds: float  # of waiting sessions
@@ -69,22 +69,28 @@ def measure(directory: Path, form: Form) -> list[Figure]:
             figures.not_measured("client", "needs root: its unprivileged process, and the lab"),
             *tried("server", serve),
         ]
-    # The client looks whether the interface that the stubs name is there; it has to be.
+    # The client checks that the interface named by the stubs exists, so it must.
     subprocess.run(["ip", "link", "add", "gif0", "type", "veth"], check=True)
-    # What lasts a minute or two, and costs nothing, goes on beside the rest.
+    # Whatever takes a minute or two, and costs nothing, runs alongside the rest.
     with waiting(installed, directory) as client, ThreadPoolExecutor() as aside:
         wake_ups = aside.submit(client.wake_ups, form.pings)
         silence = aside.submit(recovery.silence) if form.silence else None
+        unheard = aside.submit(healing.silence) if form.silence else None
         found = tried(
             "client, time to tunnel", partial(start.measure, installed, directory, form.starts)
         )
         found += tried("recovery", partial(recovery.measure, form.recoveries))
+        found += tried("healing", partial(healing.measure, form.recoveries))
         held = tried("client, memory while it waits", partial(memory, client))
         served = tried("server", serve)
         if silence is None:
             found += [figures.not_measured(recovery.SILENCE, "not in the short form")]
         else:
             found += tried(recovery.SILENCE, partial(alone, silence))
+        if unheard is None:
+            found += [figures.not_measured(healing.SILENCE, "not in the short form")]
+        else:
+            found += tried(healing.SILENCE, partial(alone, unheard))
         found += held
         found += tried("client, work while it waits", partial(alone, wake_ups))
         found += served
@@ -100,7 +106,7 @@ def memory(client: Waiting) -> list[Figure]:
 
 
 def tried(what: str, measure: Callable[[], list[Figure]]) -> list[Figure]:
-    """The figures; or, when they could not be had, a line that says why."""
+    """The figures or, if they could not be obtained, a line that says why."""
     print(f"measuring: {what} ...", flush=True)
     try:
         return measure()

@@ -1,6 +1,6 @@
-"""Clients by the thousand, in one process, that make nothing.
+"""Thousands of clients in one process, which create no tunnels.
 
-No two tunnels may have the same ends, so each client talks from an address of its own.
+No two tunnels may have the same endpoints, so each client uses its own address.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from dtcp.client.backoff import BackOff
 from dtcp.wire import LOGIN_TIME, digest
 
 from bench import server
-from dtcpc import BackOff
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Client:
 
 @dataclass
 class Counts:
-    """What has happened since somebody looked last."""
+    """What has happened since the last look."""
 
-    refused: dict[str, int] = field(default_factory=dict)  # by the server's words
+    refused: dict[str, int] = field(default_factory=dict)  # by the server's reply
     timed_out: int = 0
     lost: int = 0
     answers: list[float] = field(default_factory=list)  # seconds, of pings
@@ -49,13 +49,13 @@ class Counts:
 
 
 class Crowd:
-    """The clients, and what they have to tell."""
+    """The clients, and what they report."""
 
     def __init__(self, size: int) -> None:
         self.clients = [Client(number) for number in range(size)]
         self.counts = Counts()
         self.up = 0
-        self.comes_back = False  # who loses its connection logs in again, as dtcpc would
+        self.comes_back = False  # a client that loses its connection logs in again, as dtcpc would
         self._selector = selectors.DefaultSelector()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -66,7 +66,7 @@ class Crowd:
         heapq.heappush(self._due, (when, self._count, what))
 
     def turn(self, end: float) -> None:
-        """Let something happen, once, or the time pass to `end`."""
+        """Wait until something happens, once, or until `end`."""
         first = min(end, self._due[0][0]) if self._due else end
         for key, _ in self._selector.select(max(0.0, first - time.monotonic())):
             self._hear(key.data)
@@ -86,7 +86,7 @@ class Crowd:
         self.at(now + LOGIN_TIME, lambda: self._give_up(client, now))
 
     def all_up(self, limit: float, at_once: int, target: int | None = None) -> float:
-        """Log in until so many are (all of them), so many at a time; the seconds that it took."""
+        """Log in until so many are logged in (all), so many at a time; the seconds it took."""
         begun = time.monotonic()
         target = len(self.clients) if target is None else min(target, len(self.clients))
         waiting = [client for client in self.clients if client.state == "away"]
@@ -105,7 +105,7 @@ class Crowd:
         return time.monotonic() - begun
 
     def wait(self, seconds: float, rate: float) -> None:
-        """Let everybody wait, with so many pings a second from all of them together."""
+        """Let all clients wait, with so many pings per second in total."""
         begun = time.monotonic()
         end = begun + seconds
         for number in range(int(seconds * rate)):
@@ -174,11 +174,11 @@ class Crowd:
             self.at(when, lambda: self.log_in(client))
 
     def forget(self) -> None:
-        """Count anew."""
+        """Reset the counts."""
         self.counts = Counts()
 
     def leave(self) -> None:
-        """Close all connections, without a word."""
+        """Close all connections, without logging out."""
         self.comes_back = False
         for client in self.clients:
             if client.socket is not None:

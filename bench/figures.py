@@ -15,9 +15,9 @@ class Figure(NamedTuple):
 
     what: str
     measured: str
-    against: str  # what ran in the same minutes, and its figure
+    against: str  # the reference that ran in the same minutes, and its figure
     ratio: float | None
-    goal: str  # empty: there is none, it is reported
+    goal: str  # empty: no goal, only reported
     met: bool | None
 
     def cells(self) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ class Figure(NamedTuple):
 
 
 def not_measured(what: str, why: str, goal: str = "") -> Figure:
-    """A line for a figure that there is no measurement of."""
+    """A line for a figure that could not be measured."""
     return Figure(what, "not measured", why, None, goal, None)
 
 
@@ -36,7 +36,7 @@ def ms(seconds: float) -> str:
 
 
 def table(figures: list[Figure]) -> str:
-    """The table for a terminal: a paragraph each, for the lines are long."""
+    """The table for a terminal: one paragraph per line, since the lines are long."""
     lines = []
     for each in figures:
         head = f"{each.what}: {each.measured}"

@@ -1,7 +1,7 @@
 """Where it all runs: namespaces that end with the run, and the programs as the port installs them.
 
-Root has the lab's enclosure.  Without root, the same is made in a user namespace; in it the server
-can be measured, but not the client (its unprivileged process cannot be) nor the lab.
+Root uses the lab's enclosure.  Without root, a user namespace takes its place, in which the server
+can be measured, but not the client (it cannot have its unprivileged process) or the lab.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(words: list[str]) -> int:
-    """Run a command in namespaces of its own; its exit status."""
+    """Run a command in its own namespaces; return its exit status."""
     if os.geteuid() == 0:
         return enclosure.run(words)
     lifeline, held = os.pipe()  # `held` is closed by our end, whatever it is
@@ -42,16 +42,16 @@ def run(words: list[str]) -> int:
 
 
 def is_real_root() -> bool:
-    """Whether the users of the machine are the users here."""
+    """Whether the users here are the users of the machine."""
     return Path("/proc/self/uid_map").read_text().split()[2] == "4294967295"
 
 
 @contextmanager
 def undisturbed(*pids: int) -> Iterator[None]:
-    """Go before whatever else the machine has to do, with these, and all that is started in here.
+    """Give these processes, and all that is started in here, priority over everything else.
 
-    For what lasts some seconds: it is the same for all that are compared.  Without root, as it
-    comes.
+    For a few seconds at a time, and the same for everything that is compared.  Without root, it
+    does nothing.
     """
     try:
         _schedule(pids, os.SCHED_RR, 10)
@@ -87,7 +87,7 @@ class Installed(NamedTuple):
 
 
 def install(directory: Path) -> Installed:
-    """Stage the port (Makefile), for the Python that runs this, and put it where it belongs."""
+    """Stage the port (Makefile), for the Python that runs this, and put it in place."""
     prefix, work = directory / "prefix", directory / "work"
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
     version = f"{sys.version_info.major}{sys.version_info.minor}"

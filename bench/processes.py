@@ -1,4 +1,4 @@
-"""What the kernel tells of processes."""
+"""What the kernel reports about processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROC = Path("/proc")
 
 
 def family(pid: int) -> list[int]:
-    """A process and what it has started, and those have started."""
+    """A process and all its descendants."""
     found = [pid]
     for parent in found:
         with suppress(OSError):
@@ -33,7 +33,7 @@ def proportional_share(pid: int) -> float:
 
 
 def wake_ups(pid: int) -> int:
-    """How often the threads of a process have gone to sleep of their own accord, so far."""
+    """The voluntary context switches of a process's threads so far."""
     total = 0
     for task in (_PROC / str(pid) / "task").iterdir():
         found = re.search(
@@ -45,6 +45,6 @@ def wake_ups(pid: int) -> int:
 
 
 def processor_time(pid: int) -> float:
-    """Seconds that a process itself has had of the processors; its children do not count."""
+    """CPU seconds used by a process itself, without its children."""
     words = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,8 +1,8 @@
-"""In the lab, with real packets: the first tunnel, and what becomes of one that was lost.
+"""In the lab, with real packets: the first tunnel, and recovery of a lost one.
 
-Whoever measures recovery wants the client's part of it, so there the server is the scripted one of
-the tests, which grants at once; the first tunnel is measured with dtcps.  The lab's commands are
-programs in Python: each takes far longer than FreeBSD's.
+Recovery is measured for the client, so the server is the scripted one of the tests, which grants
+at once; the first tunnel is measured with dtcps.  The lab's commands are
+Python programs: each takes far longer than FreeBSD's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SILENCE = "recovery, peer silent right behind the login"
 
 
 def _up_again(client: Program, since: int) -> float:
-    """When a client's tunnel was up again, by the monotonic clock, after so many of its lines."""
+    """When a client's tunnel was up again (monotonic clock), after this many of its lines."""
     end = time.monotonic() + PATIENCE
     while not any("up after" in line for line in client.lines[since:]):
         if time.monotonic() > end or client.ended:
@@ -55,7 +55,7 @@ def _server(host: Host) -> subprocess.Popen[str]:
 
 @contextmanager
 def _tunnel() -> Iterator[tuple[Internet, subprocess.Popen[str], Program, float]]:
-    """A small internet with a tunnel in it, and what a round trip takes there (seconds)."""
+    """A small internet with a tunnel in it, and the round-trip time there (seconds)."""
     with Internet() as net:
         net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
         server = _server(net.server)
@@ -69,7 +69,7 @@ def _tunnel() -> Iterator[tuple[Internet, subprocess.Popen[str], Program, float]
 
 
 def _restarted() -> tuple[float, float]:
-    """Seconds from the moment at which the server listens again, and a round trip."""
+    """Seconds since the server listens again, and a round trip."""
     with _tunnel() as (net, server, client, trip):
         seen = len(client.lines)
         server.kill()
@@ -80,7 +80,7 @@ def _restarted() -> tuple[float, float]:
 
 
 def _reset() -> tuple[float, float]:
-    """Seconds from the reset of the connection, and a round trip."""
+    """Seconds since the connection was reset, and a round trip."""
     with _tunnel() as (net, _, client, trip):
         seen, begun = len(client.lines), time.monotonic()
         net.server.run(["ss", "-K", "sport", "=", ":20200", "dst", "203.0.113.7"])
@@ -88,7 +88,7 @@ def _reset() -> tuple[float, float]:
 
 
 def _moved() -> tuple[float, float]:
-    """Seconds from the moment at which the new address and its route are there."""
+    """Seconds since the new address and its route were set."""
     with _tunnel() as (net, _, client, trip):
         seen = len(client.lines)
         net.client.run(
@@ -107,7 +107,7 @@ def _moved() -> tuple[float, float]:
 
 
 def _silent() -> tuple[float, float]:
-    """Seconds from the moment at which the server falls silent, right behind the login."""
+    """Seconds since the server fell silent, right after the login."""
     with _tunnel() as (_, server, client, trip):
         seen, begun = len(client.lines), time.monotonic()
         # nsenter(1) and env(1) have become the server.
@@ -138,7 +138,7 @@ def _figure(
 
 
 def measure(times: int) -> list[Figure]:
-    """What is noticed at once."""
+    """Failures that are noticed at once."""
     trip = "a round trip, "
     return [
         _first(),
@@ -149,7 +149,7 @@ def measure(times: int) -> list[Figure]:
 
 
 def silence() -> Figure:
-    """What only the pings tell."""
+    """A failure that only the pings reveal."""
     seconds, _ = _silent()
     return Figure(
         SILENCE,
@@ -162,7 +162,7 @@ def silence() -> Figure:
 
 
 def _first() -> Figure:
-    """From the client's start to the first packet that came back through the tunnel."""
+    """From the client's start to the first packet back through the tunnel."""
     with Internet() as net, undisturbed(), serve(net):
         begun = time.monotonic()
         with login(net.client, "-t", "host") as client:
@@ -174,7 +174,7 @@ def _first() -> Figure:
             client.end()
         if not answered:
             raise RuntimeError("nothing came back through the tunnel")
-        # By turns is not possible here, for the commands that make it must find none.
+        # These cannot alternate, as the commands that create the tunnel must find none.
         script = "\n".join(line for line in lines if "monitor" not in line)
         begun = time.monotonic()
         net.client.run(["sh", "-c", f"{{ {script}\n}} >/dev/null 2>&1"], check=False, timeout=60)

@@ -1,4 +1,4 @@
-"""A dtcps with stub commands and many users.  All that depends on how it is set up is here."""
+"""A dtcps with stub commands and many users.  Everything that depends on its setup is here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.place import Installed
 
 PORT = 20213
 PASSWORD = "Zb4-tR9w_kQ2"
+CROWD = 5000  # interfaces: whatever looks at all of them takes as long as on FreeBSD
 PATIENCE = 300.0  # seconds for a start or an end
 
 
@@ -27,7 +28,7 @@ class Server:
 
     def __init__(self, installed: Installed, directory: Path, users: int) -> None:
         directory.mkdir()
-        self.commands = stubs.make(directory, first="$$")
+        self.commands = stubs.make(directory, first="$$", crowd=CROWD)
         self.environment = {"PATH": f"{self.commands}:/usr/sbin:/usr/bin:/sbin:/bin"}
         self._installed = installed
         self._log = directory / "log"
@@ -67,16 +68,16 @@ class Server:
             meanwhile()
 
     def said(self) -> str:
-        """What it has logged since its start."""
+        """What it has logged since it started."""
         return self._log.read_text()
 
     def trace(self) -> None:
-        """Have it show its commands from here on."""
+        """Make it show its commands from now on."""
         self.end()
         self._start("-d")
 
     def again(self) -> None:
-        """Start it anew, without its tunnels."""
+        """Start it again, without its tunnels."""
         self.end()
         self._start()
 
@@ -103,8 +104,14 @@ class Server:
         """Seconds of processor time that the server itself has used."""
         return processes.processor_time(self._process.pid)
 
+    def status(self) -> float:
+        """The seconds that --status takes, from its start to its end."""
+        begun = time.monotonic()
+        self._run(self._installed.server, "--status", input="")
+        return time.monotonic() - begun
+
     def restart(self, meanwhile: Callable[[], None]) -> tuple[float, float]:
-        """Restart it as `service dtcps restart` does; seconds that it ended, and began, in."""
+        """Restart it as `service dtcps restart` does; the seconds it took to stop, and to start."""
         begun = time.monotonic()
         self._process.send_signal(signal.SIGUSR2)
         while self._process.poll() is None:

@@ -1,7 +1,7 @@
 """Time to tunnel: from the exec of dtcpc until its routes are in place.
 
-The server is the scripted one of the tests, on loopback; the commands are stubs.  One that is far
-away waits before it speaks, twice before its greeting: loopback has no handshake to wait for.
+The server is the scripted one of the tests, on loopback; the commands are stubs.  A distant one
+waits before it replies, twice before its greeting, as loopback has no handshake to wait for.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from bench.figures import Figure, ms
 from bench.place import ROOT, Installed, undisturbed
 
 PORT, FAR_PORT = 20211, 20213
-ALLOWED = 0.060  # seconds beyond Python's start and the commands
-ROUND_TRIP = 0.020  # seconds to a server that is far away, and back
-ROUND_TRIPS = 3  # TCP's handshake, the greeting, the answer to the login
+ALLOWED = 0.060  # seconds beyond Python's startup and the commands
+ROUND_TRIP = 0.020  # seconds: round trip to a distant server
+ROUND_TRIPS = 3  # TCP's handshake, the greeting, the reply to the login
 ALLOWED_FAR = 0.040  # seconds beyond them, Python's start and the commands
 
 
@@ -58,7 +58,7 @@ def until_up(process: subprocess.Popen[bytes]) -> list[str]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a client in order."""
+    """Stop a client cleanly."""
     process.terminate()
     _, rest = process.communicate(timeout=30)
     if process.returncode != 0:
@@ -69,7 +69,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def client(
     installed: Installed, directory: Path, port: int = PORT, round_trip: float = 0.0
 ) -> Iterator[Client]:
-    """A server for a client, `round_trip` seconds away, and all that the client needs."""
+    """A server for a client, `round_trip` seconds away, and everything the client needs."""
     directory.mkdir()
     commands = stubs.make(directory, first="0")
     secrets = directory / "auth"
@@ -110,13 +110,13 @@ def command_lines(client: Client) -> list[str]:
 
 
 def measure(installed: Installed, directory: Path, rounds: int) -> list[Figure]:
-    """The client, near its server and far away, its commands alone, and Python alone, by turns."""
+    """The client, near its server and far away, its commands alone, and Python alone, in turn."""
     with (
         client(installed, directory / "start") as ours,
         client(installed, directory / "far", FAR_PORT, ROUND_TRIP) as far,
     ):
         lines = command_lines(ours)
-        # Each on its own: what one says, as `route get` does, is no reason to stop.
+        # Each on its own: a failing one, such as `route get`, is no reason to stop.
         script = "".join(f"{line} >/dev/null 2>&1\n" for line in lines)
 
         def run_client(which: Client) -> float:
@@ -160,7 +160,7 @@ def measure(installed: Installed, directory: Path, rounds: int) -> list[Figure]:
 
 
 class Times(NamedTuple):
-    """What something took, in seconds."""
+    """Durations, in seconds."""
 
     median: float
     best: float

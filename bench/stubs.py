@@ -1,14 +1,16 @@
-"""Commands that do nothing, and print what FreeBSD's print: what is left is our own time.
+"""Commands that do nothing but print what FreeBSD's print, so that only our own time remains.
 
-They are scripts for sh(1) that start no process.  What they are told they keep in files, so that
-who looks whether a command worked sees that it did; an empty file is one that was removed.
+They are sh(1) scripts that start no process.  They remember what they are told in files, so that
+a check whether a command worked sees that it did; an empty file stands for a removed one.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# `n` is where the search for a free number begins: 0, or the script's own pid, which spares a
+from lab.freebsd.crowd import takes
+
+# `n` is where the search for a free number starts: 0, or the script's own pid, which spares a
 # server with ten thousand interfaces the search.
 _IFCONFIG = r"""#!/bin/sh
 set -C
@@ -35,6 +37,7 @@ gif,create)
     ;;
 *,)
     if [ "$1" = -a ]; then
+        sleep IFCONFIG
         set -- gif*
     elif ! [ -s "$1" ]; then
         echo "ifconfig: interface $1 does not exist" >&2
@@ -105,8 +108,21 @@ esac
 """
 
 _NETSTAT = """#!/bin/sh
-echo "Routing tables"
-echo "Destination Gateway Flags Netif Expire"
+case $1 in
+-I)
+    echo "Name Mtu Network Address Ipkts Ierrs Idrop Ibytes Opkts Oerrs Obytes Coll"
+    echo "$2 1280 <Link#3> $2 1 0 0 104 1 0 104 0"
+    ;;
+-i*)
+    sleep COUNTERS
+    echo "Name Mtu Network Address Ipkts Ierrs Idrop Ibytes Opkts Oerrs Obytes Coll"
+    ;;
+*)
+    sleep ROUTES
+    echo "Routing tables"
+    echo "Destination Gateway Flags Netif Expire"
+    ;;
+esac
 """
 
 _SYSCTL = """#!/bin/sh
@@ -120,19 +136,25 @@ done
 _SCRIPTS = {"ifconfig": _IFCONFIG, "netstat": _NETSTAT, "route": _ROUTE, "sysctl": _SYSCTL}
 
 
-def make(directory: Path, *, first: str) -> Path:
-    """Make the commands in an empty directory; what to put in front of PATH."""
+def make(directory: Path, *, first: str, crowd: int = 0) -> Path:
+    """Create the commands in an empty directory; what to put in front of PATH.
+
+    What looks at everything takes as long as FreeBSD does where there are `crowd` interfaces.
+    """
+    looks = {"IFCONFIG": "ifconfig", "COUNTERS": "netstat -i", "ROUTES": "netstat -r"}
     commands, kept = directory / "bin", directory / "kept"
     commands.mkdir()
     kept.mkdir()
     for name, script in _SCRIPTS.items():
         text = script.replace("DIRECTORY", str(kept)).replace("FIRST", first)
+        for word, look in looks.items():
+            text = text.replace(f"sleep {word}", f"sleep {takes(look, crowd):.1f}" * bool(crowd))
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     return commands
 
 
 def forget(commands: Path) -> None:
-    """Let them forget what they were told."""
+    """Make them forget what they were told."""
     for path in (commands.parent / "kept").iterdir():
         path.unlink()

@@ -1,8 +1,8 @@
 """The client that only waits: its memory, and how often it wakes up.
 
-One client of stub commands runs through the whole benchmark, as does a Python that does nothing.
-Both have a copy of the interpreter each, so that what they share with other Pythons of the machine
-is not counted as theirs in part only.
+One client with stub commands runs during the whole benchmark, as does a Python that does nothing.
+Each has its own copy of the interpreter, so that memory shared with other Pythons on the machine
+is fully counted as theirs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from bench.place import Installed
 PORT = 20212
 PINGS_PER_HOUR = 60  # dtcp.wire.PING_INTERVAL
 MOST_MEMORY = 2.5  # times a Python that does nothing
-# An hour: a ping and its answer in one process, and its word that it lives in the other.
+# Per hour: a ping and its reply in one process, and its sign of life in the other.
 MOST_WAKE_UPS = 190
-SETTLING = 3.0  # seconds in which what was needed for making the tunnel has ended
-SETTLED = 0.5  # seconds behind a ping, in which its answer has come, and been read
+SETTLING = 3.0  # seconds until everything needed to create the tunnel has exited
+SETTLED = 0.5  # seconds after a ping until its reply has arrived and been read
 
 
 class Waiting:
-    """The client that waits, and the Python beside it."""
+    """The waiting client, and the Python beside it."""
 
     def __init__(self, ours: start.Client, directory: Path) -> None:
         self._client = _with_its_own_python(ours, directory / "one")
@@ -46,7 +46,7 @@ class Waiting:
         )
 
     def _own(self) -> list[int]:
-        """The processes of dtcpc, without `route -n monitor`: on FreeBSD, that is a small one."""
+        """The processes of dtcpc without `route -n monitor`, which is small on FreeBSD."""
         found = processes.family(self._process.pid)
         return [pid for pid in found if processes.program(pid) not in ("sleep", "route")]
 
