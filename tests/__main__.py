@@ -1,11 +1,11 @@
-"""What the three runs of the tests are made of: `python -m tests check|test|all`, as root.
+"""The three test runs: `python -m tests check|test|all`, as root.
 
-    check   what a contributor wants to know in a minute
-    test    every behaviour once, of the big tables a sample (tests/selection.py)
+    check   a quick check, in a minute
+    test    every behavior once, and a sample of the big tables (tests/selection.py)
     all     everything; writes docs/trust.md
-    only    the words behind it are for pytest: a file, a test, its options
+    only    the following words go to pytest: a file, a test, its options
 
-JOBS in the environment: how many tests run side by side, 2 if it is not set.
+JOBS in the environment: how many tests run in parallel; 2 by default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from tests import trust
 
 PYTHON = sys.executable
-JOBS = os.environ.get("JOBS", "2")
+JOBS = os.environ.get("JOBS", "3")
 # The whole run lives in namespaces of its own (lab/enclosure.py).
 PYTEST = [PYTHON, "-m", "lab", "run", PYTHON, "-m", "pytest", "--failed-first"]
 SIDE_BY_SIDE = ["-n", JOBS, "--dist", "worksteal"]

@@ -1,6 +1,6 @@
-"""What the tests share: a small internet each, in every release of FreeBSD we speak.
+"""What the tests share: a small internet each, for every release of FreeBSD we support.
 
-On FreeBSD that is the release of the machine; what cannot be tried there is left out by name.
+On FreeBSD that is the release of the machine; tests that cannot run there are excluded by name.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Conversations with a peer that may be broken or evil, made of what real ones say.
+"""Conversations with a peer that may be broken or malicious, based on real ones.
 
-Noise alone hardly ever gets past the first line.  So each conversation begins as one that really
-happens, and then little or much of it goes wrong: words, bytes, lines, their order and their
-endings; in the end it is cut anywhere, or not at all, and time passes between the pieces.
+Pure noise hardly ever gets past the first line.  So each conversation starts from a realistic one,
+of which a little or a lot is then corrupted: words, bytes, lines, their order and their endings;
+finally it is cut anywhere, or not at all, and time passes between the pieces.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _REPLIES = (
     f"+OK {OWN} {SERVER} 2001:0db8:03c3::/48",
     f"+OK {OWN} {SERVER} 2001:db8:1::6 2001:db8:1::5 2001:db8:3c3::/48 2001:db8:4::/64",
     f"+OK {OWN} {SERVER} 2001:db8:1::6 2001:db8:1::5 udp=4028",
+    f"+OK {OWN} {SERVER} 2001:db8:1::6 2001:db8:1::5 udp=4028 key={'5' * 32}",
     f"+OK 198.51.100.9 {SERVER} 2001:db8:1::6 2001:db8:1::5 2001:db8:3c3::/48",
     "-ERR authentication failed.",
     "-ERR unsupported tunnel type host",
@@ -55,6 +56,7 @@ _WORDS = (
     *("+OK", "-ERR", "+ok", "OK", "tunnel", "TUNNEL", "ping", "quit", "help", "", " ", "\t"),
     *TYPES,
     *("udp=4028", "udp=0", "udp=65536", "udp=", "udp=1,udp=2", "key=value", "4028", "-1"),
+    *(f"key={'5' * 32}", f"key={'5' * 31}", f"key={'C' * 33}", "key="),
     *("$(reboot)", "-alias", ";", "gif0", "../x", "root;", "\x1b[2J", "%s%n", "{0}", "\\"),
     *("é", "\xff" * 9, "\x00", "\r", "0" * 32, "F" * 32, "0" * 31, "f" * 33, "x" * 600),
     *_ADDRESSES,

@@ -1,14 +1,14 @@
 """Every command of a plan fails once, in every way: `fault_table.py PLAN quick|hang|kill DUE`.
 
 Runs inside a host of the lab; tests/test_faults.py starts it.  The points are not listed anywhere:
-a plan is run once as it should be, and each command that this took, looks included, is a point.
-Then comes a run for each point and each fault, and after it the host must be as before.  On
-standard output: a line of JSON for each case that went wrong, and at last one with how many cases
+a plan is run once without faults, and each command that this took, including looks, is a point.
+Then there is a run for each point and each fault, after which the host must be as before.  On
+standard output: a line of JSON for each case that went wrong, and finally one with how many cases
 there are and how many were due (DUE is a `rows.Due` in JSON).
 
 A plan's commands run as its program runs them: the client's through `sh`, the server's in a sh(1)
-that is fed with lines.  To be quick, those of the client run in the process that `sh` has forked,
-instead of in a Python of their own: their code is the same, and so is all of ours.
+that is fed lines.  For speed, those of the client run in the process that `sh` has forked,
+instead of in a new Python: their code is the same, and so is all of ours.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "lib")]
 
 import sh  # noqa: E402
-from dtcp import plan, run, shell, system  # noqa: E402
+from dtcp import plan, run, system  # noqa: E402
+from dtcp.errors import CommandFailed  # noqa: E402
 from dtcp.grant import Grant  # noqa: E402
 from dtcp.ledger import Ledger, LedgerError  # noqa: E402
-from dtcp.plan import Delegation, Options  # noqa: E402
+from dtcp.plan import Alias, Delegation, Options  # noqa: E402
+from dtcp.server import shell  # noqa: E402
 
 from lab.freebsd import faults, store  # noqa: E402
 from tests.rows import Due  # noqa: E402
@@ -50,7 +52,7 @@ MARK = plan.mark("dtcpc", "itojun", "tunnel.example.org", 7)
 UDP = (4028, 4028)
 DIR = "/var/run"
 PID_FILE = f"{DIR}/killed.pid"
-USUAL, SHORT = system.LIMIT, 1.0  # seconds that a command may take, and that one which hangs has
+USUAL, SHORT = run.LIMIT, 1.0  # seconds that a command may take, and that one which hangs has
 
 
 class Case(NamedTuple):
@@ -82,7 +84,13 @@ CASES = {
     "host": Case(HOST),
     "network": Case(NETWORK),
     "-A": Case(
-        HOST, Options(addresses=(IPv6Interface("2001:db8::7/64"), IPv6Interface("fe80::7/64")))
+        HOST,
+        Options(
+            aliases=(
+                Alias(IPv6Interface("2001:db8::7/128"), IPv6Address("2001:db8::8")),
+                Alias(IPv6Interface("fe80::7/64")),
+            )
+        ),
     ),
     "-F": Case(HOST, Options(fib=1), prepare=("sysctl net.fibs=2",)),
     "-i gif7 -m": Case(HOST, Options(interface="gif7", mtu=1400)),
@@ -180,13 +188,13 @@ def way(case: Case) -> Iterator[run.Runner]:
 class Runner:
     """A System whose commands are counted, and one of which goes wrong."""
 
-    def __init__(self, case: Case, at: int, fault: str, tunnel: str | None) -> None:
+    def __init__(self, case: Case, at: int, fault: str) -> None:
         self.ran: list[str] = []
         self._open = contextlib.ExitStack()
         self.ledger = Ledger(f"{DIR}/dtcpc.state")
         self._open.callback(self.ledger.close)
         own = self._open.enter_context(way(case))
-        self.system = system.System(self._about_to_run, own, self.ledger, tunnel)
+        self.system = system.System(self._about_to_run, own, self.ledger)
         self._server = case.server
         self._at, self._fault = at, fault
         self._limit_the_next()
@@ -196,7 +204,7 @@ class Runner:
 
     def _limit_the_next(self) -> None:
         hangs = self._fault == "hang" and len(self.ran) == self._at
-        system.LIMIT = SHORT if hangs else USUAL
+        run.LIMIT = SHORT if hangs else USUAL
 
     def _about_to_run(self, line: str) -> None:
         global _fault
@@ -227,38 +235,38 @@ class Bench:
     def __init__(self, case: Case, name: str) -> None:
         self.case = case
         host = system.System(lambda line: None, run.run)
-        self.existing = host.interface("gif0") if name.startswith("-c") else None
+        existing = host.look.interface("gif0") if name.startswith("-c") else None
         lan = [
             found
             for each in dict.fromkeys(d.interface for d in case.options.delegations)
-            if (found := host.interface(each)) is not None
+            if (found := host.look.interface(each)) is not None
         ]
         surveyed = plan.Host(
-            self.existing,
-            default_route=plan.ANYWHERE in host.ipv6_networks(case.options.fib),
+            existing,
+            default_route=plan.ANYWHERE in host.look.ipv6_routes(case.options.fib),
             lan=tuple(lan),
-            advertised=host.advertised() if lan else (),
+            advertised=host.look.advertised() if lan else (),
         )
         options = case.options._replace(node="dtcpc7")
         if case.server:
-            self.steps = plan.server(case.grant, plan.Options(node="dtcps7u4028"), MARK)
+            self.plan = plan.server(case.grant, plan.Options(node="dtcps7u4028"), MARK)
         else:
-            self.steps = plan.client(case.grant, options, surveyed, MARK)
+            self.plan = plan.client(case.grant, options, surveyed, MARK)
         self.then = plan.client(case.then, options, surveyed, MARK) if case.then else None
         self.before = state()
 
     def runner(self, at: int = -1, fault: str = "") -> Runner:
-        return Runner(self.case, at, fault, self.existing.name if self.existing else None)
+        return Runner(self.case, at, fault)
 
     def up(self, runner: Runner) -> None:
-        runner.system.up(self.steps)
+        runner.system.up(self.plan)
 
     def after_keeping(self) -> None:
         """Take the interface away that -o leaves."""
         if self.case.options.keep:
-            with contextlib.suppress(system.CommandFailed):  # it was never made
+            with contextlib.suppress(CommandFailed):  # it was never made
                 host = system.System(lambda line: None, run.run)
-                host.run(("ifconfig", "gif0", "destroy"))
+                host.commands.run(("ifconfig", "gif0", "destroy"))
 
 
 def state() -> dict[str, object]:
@@ -333,7 +341,7 @@ def cases(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
     if bench.then:
         clean.system.change(bench.then)
         changed, is_changed = clean.ran[made:], state()
-        clean.system.change(bench.steps)
+        clean.system.change(bench.plan)
         to_and_fro = settled(is_up)
         yield "to and fro", lambda: to_and_fro
     taken = len(clean.ran)
@@ -354,7 +362,7 @@ def cases(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
         for kind in kinds if not is_look(line) else kinds[1:][at % 4 :][:1]:
             yield f"up {at}, {kind}: {line}", partial(rise, bench, at, kind, is_up)
     if "exit1" in kinds:
-        for at in range(len(bench.steps)):
+        for at in range(1 + len(bench.plan.steps)):
             kind = ("told to stop", "no ledger")[at % 2]
             yield f"up, {kind} before step {at}", partial(interrupted, bench, at, kind)
     undone = clean.ran[taken:]
@@ -385,12 +393,15 @@ def rise(bench: Bench, at: int, kind: str, is_up: dict[str, object]) -> list[str
         bench.up(runner)
         if bench.then:
             runner.system.change(bench.then)
-    except system.CommandFailed as failed:
+    except CommandFailed as failed:
         wrong += says(failed, runner, kind)
-        wrong += [f"undone badly: {each}" for each in failed.undone_badly]
+        wrong += [f"not undone: {each}" for each in failed.not_undone]
     else:
-        # Nonsense in place of what had been done already: then all is as it should be.
-        if kind != "garbage":
+        # Nonsense in place of what had been done already: then all is as it should be.  And what
+        # is not vital costs a change nothing: the next look puts it back.
+        if bench.then:
+            wrong += runner.system.reconcile().lost
+        elif kind != "garbage":
             wrong.append("nothing was noticed")
         wrong += [f"though up, {each}" for each in settled(is_up)]
         wrong += map(str, runner.system.down())
@@ -399,7 +410,7 @@ def rise(bench: Bench, at: int, kind: str, is_up: dict[str, object]) -> list[str
     return wrong + settled(bench.before)
 
 
-def says(failed: system.CommandFailed, runner: Runner, kind: str) -> list[str]:
+def says(failed: CommandFailed, runner: Runner, kind: str) -> list[str]:
     """What is wrong with what is said of a failure: it is one line with the command and why."""
     text = str(failed)
     why = {
@@ -430,7 +441,7 @@ def interrupted(bench: Bench, at: int, kind: str) -> list[str]:
 
     wrong = []
     try:
-        runner.system.up(bench.steps, stop)
+        runner.system.up(bench.plan, stop)
         wrong.append("nothing was noticed")
     except (system.Interrupted, LedgerError):
         pass
@@ -489,10 +500,10 @@ def kills(bench: Bench, kinds: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
     live(bench, clean)
     clean.close()
     yield "as it should be", partial(kept, bench)
-    for at, line in enumerate(clean.ran):
-        if not is_look(line):
-            # After one command or before the next: nearly the same, so turn by turn.
-            kind = kinds[at % len(kinds)]
+    points = [(at, line) for at, line in enumerate(clean.ran) if not is_look(line)]
+    for at, line in points:
+        # After one command or before the next: nearly the same, so turn by turn, but for the first.
+        for kind in kinds if at == points[0][0] else (kinds[at % len(kinds)],):
             yield f"{at}, {kind}: {line}", partial(killed, bench, at, kind)
 
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "lib"))
     while "=" in sys.argv[1]:
         limit, _, seconds = sys.argv.pop(1).partition("=")
-        module, _, name = limit.partition(".")
+        module, _, name = limit.rpartition(".")
         of = importlib.import_module(f"dtcp.{module}")
         assert hasattr(of, name)
         setattr(of, name, float(seconds))

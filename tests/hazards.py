@@ -1,8 +1,8 @@
-"""Hostile inputs and faults, and what must come of them: the source of a table in docs/trust.md.
+"""Hostile inputs and faults, and the required results: the source of a table in docs/trust.md.
 
-`@pytest.mark.hazard(7)` on a test says that it proves line 7; tests/test_hazards.py sees that none
-is without a test.  C are the lessons of challenges and digests elsewhere (CVE-2007-1558 and after),
-K the faults of KAME's programs of 2001.
+`@pytest.mark.hazard(7)` on a test says that it proves line 7; tests/test_hazards.py checks that
+each line has a test.  C are lessons from challenges and digests elsewhere (CVE-2007-1558 and
+after), K the flaws of KAME's programs of 2001.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HAZARDS: dict[int | str, str] = {
     32: "a careless parent: closed descriptors, ignored signals, no directory, few descriptors",
     33: "no root, or a jail without VNET: one line, before anything is sent",
     34: "a second instance: refused with the pid of the first",
-    35: "too many connections: the newest is refused; descriptors and threads are bounded",
+    35: "too many connections: the oldest makes room; descriptors and threads are bounded",
     36: "a client that does not log in, is idle, or has vanished: closed, its tunnel removed",
     37: "wrong verbs, words, bytes, empty lines: -ERR, and after the fifth the end",
     38: "unknown user and wrong password: the same text and cost; the third is the last",
@@ -55,13 +55,39 @@ HAZARDS: dict[int | str, str] = {
     45: "a login copied from another session, or tried twice: fails",
     46: "log injection: visible; a scan: a bounded log",
     47: "a hundred thousand random sessions: documented replies; memory and descriptors flat",
+    57: "a script without interpreter, with CRLF, or open to others: refused before the start",
+    58: "inherited descriptors: a daemon does not keep them",
+    59: "standard error that nobody reads: the tunnel comes up all the same, and TERM ends us",
+    60: "any signal at the password prompt or in the first second: the terminal as it was",
     61: "a grant never takes from a host what that reaches without the tunnel: refused whole",
+    62: "another prefix at a later login: the old one is withdrawn on the LAN",
     63: "the unprivileged process hangs, stops or lies: noticed, replaced, the tunnel comes back",
     64: "the password is in no memory but root's, in no generation of that process",
+    48: "what is taken from a tunnel that is up: put back within seconds, and named in one line",
+    49: "our interface with another description, or out of our group: still ours, and taken down",
+    50: "the administrator's rtadvd comes later: it takes over, and the hosts keep their router",
+    51: "a LAN interface that is not there yet, with -l: waited for",
+    53: "our address comes and goes many times: back within seconds of the last time",
+    54: "the connection lives and no packet passes: said within 15 s, and silence counts as lost",
     55: "Python or the program upgraded under the daemon: the rc script still finds it",
     56: "a profile taken out of rc.conf while it runs: stopped by its name, and with the others",
     65: "a pid file that others could lock, write or replace: refused; nobody is ended for it",
+    66: "a roll-back or take-down never destroys an interface that is not the one we made",
     67: "a command that never stops writing, or ignores TERM: ended at its limit, memory bounded",
+    68: "guesses are few, and nobody waits for what others did, in his name or at his address",
+    69: "connections without a login: few, the oldest makes room, those who have a tunnel stay",
+    70: "a stranger behind the client's NAT: gets no tunnel over UDP, for he has not its key",
+    71: "a full pool costs a login no more than an empty one; one login of a user at a time",
+    73: "an address goes on to another user: who had it is asked, and gives way within seconds",
+    75: "an exception in any worker, socket option or row: one client pays, and is not stuck",
+    76: "a reload whose commands are slow: no client waits for it",
+    77: "a restart while commands are slow: the next server waits until they are through",
+    78: "the clock is set while the server runs: spans stay right",
+    79: "a flood of questions to the server: one answer at a time for all; the Host is checked",
+    72: "a tunnel that is not whole: not handed over as it was; looked at now and then, made whole",
+    74: "another store in its place: noticed; a bad row: its user; a slow writer: logins go on",
+    80: "ten thousand users: a look-up costs no more than among ten; list, export, import: linear",
+    81: "an import with anything odd in it: one line with place and reason; nothing is imported",
     82: "output to a full disk: one line and status 1; to a pipe that nobody reads: not a word",
     "C1": "a challenge is 32 hexadecimal digits and nothing else",
     "C2": "one challenge for each connection, from a secure source, for three attempts",

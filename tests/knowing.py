@@ -1,4 +1,4 @@
-"""A client's end that has the password, as root and the process that speaks have it together."""
+"""A client's end that has the password, as root and the speaking process together do."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Client(wire.Client):
         now: float,
         *,
         udp: int | None = None,
+        key: bytes | None = None,
         trace: Callable[[str], None] = lambda line: None,
     ) -> None:
-        super().__init__(user, tunnel_type, now, udp=udp, trace=trace)
+        super().__init__(user, tunnel_type, now, udp=udp, key=key, trace=trace)
         self._secret = user, password
 
     def receive(self, data: bytes, now: float) -> list[wire.ClientEvent]:

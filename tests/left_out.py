@@ -1,4 +1,4 @@
-"""What cannot be tried on one FreeBSD host with its own commands: each test by name, and why."""
+"""Tests that cannot run on one FreeBSD host with its own commands: each by name, and why."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ NAMES = {
         tests/test_lab_speaks_freebsd.py
         tests/test_lab_leaves_nothing.py::test_two_internets_do_not_meet
         """,
-    "the kernel would have to be another: in a plain jail, or without a module": """
+    "the kernel would have to be another: in a plain jail, without a module, or Linux": """
         tests/test_tunnel.py::test_a_plain_jail_is_told_before_anything_is_said
         tests/test_tunnel.py::test_a_kernel_without_gif_is_told_with_the_remedy
+        tests/test_tunnel.py::test_another_system_is_told
         tests/test_udp.py::test_a_kernel_without_netgraph_is_told_with_the_remedy
         """,
-    "namespaces of Linux: its own clean-up, users, clocks": """
+    "namespaces of Linux: its own clean-up, users, clocks, mounts": """
         tests/test_careless_parent.py::test_who_is_not_root_is_told_before_anything_is_sent
+        tests/test_dtcpauth.py::test_a_store_that_cannot_be_written_is_told_in_one_line
         tests/test_lab_leaves_nothing.py::test_nothing_is_left_when_a_process_of_the_run_is_killed
         tests/test_lab_leaves_nothing.py::test_nothing_is_left_when_the_supervisor_is_killed_during_the_start
         tests/test_soak.py
@@ -41,13 +43,30 @@ NAMES = {
         tests/test_speaker.py::test_its_death_is_noticed_at_once_and_the_tunnel_comes_back
         tests/test_speaker.py::test_it_says_goodbye_when_its_client_is_killed
         """,
+    "what is larger than the MTU of the far end is dropped by Linux's wire only": """
+        tests/test_trial.py::test_large_packets_are_lost_on_the_way
+        """,
     "words, devices and files that only Linux has": """
         tests/test_careless_parent.py::test_a_careless_parent_changes_nothing[a full log]
         tests/test_careless_parent.py::test_a_pid_file_that_cannot_be_had_is_named_before_anything_is_sent[a device]
+        tests/test_lab_hands.py::test_what_the_readme_says_is_shown_when_it_is_typed
         tests/test_lab_leaves_nothing.py::test_names_come_from_the_hosts_file_only
         tests/test_rc.py::test_who_may_not_look_is_told_so_by_status
         tests/test_name_service.py::test_what_will_pass_is_told_from_what_will_not
+        tests/test_trial.py::test_a_server_that_ends_and_lines_that_cannot_be_shown
         """,  # noqa: E501
+    "127.0.0.2 is an address of this host on Linux only": """
+        tests/test_end_of_conversation.py::test_the_goodbye_is_read_to_the_end
+        tests/test_end_of_conversation.py::test_the_goodbye_has_a_limit
+        tests/test_end_of_conversation.py::test_a_login_waits_for_the_end_of_the_one_before
+        tests/test_end_of_conversation.py::test_but_not_for_ever_and_goes_on_reading
+        tests/test_end_of_conversation.py::test_nor_at_all_when_the_server_has_ended_already
+        tests/test_end_of_conversation.py::test_nor_when_our_address_has_gone
+        tests/test_end_of_conversation.py::test_a_server_of_ours_may_hand_the_tunnel_over
+        tests/test_end_of_conversation.py::test_and_when_it_does_not_it_hears_a_goodbye
+        tests/test_end_of_conversation.py::test_it_is_told_the_key_of_a_tunnel_through_which_packets_pass
+        tests/test_end_of_conversation.py::test_a_killed_client_leaves_somebody_who_reads_to_the_end
+        """,
     "shellcheck needs a Haskell compiler here, and Linux has had its say": """
         tests/test_port.py::test_shellcheck_has_nothing_to_say
         """,

@@ -1,6 +1,6 @@
-"""What may come of a conversation with anybody: played from pieces of bytes, and checked.
+"""The allowed outcomes of a conversation with anybody: played from pieces of bytes, and checked.
 
-Whatever is wrong with what comes of it is an AssertionError, or whatever else was raised.
+A wrong outcome is an AssertionError, or whatever else was raised.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def of_client(pieces: Iterable[Piece], tunnel_type: str, udp: int | None, nat: b
     for line in trace:
         assert line.isprintable()
         assert "horse" not in line
+        assert not re.search(r"\bkey=[0-9A-Za-z]", line)
         assert not re.match(r">> tunnel itojun (?!\*{8} )", line)
     return came or "nothing"
 
@@ -151,7 +152,7 @@ def of_session(pieces: Iterable[Piece], challenge: str, answer: Callable[[], str
             assert over == wire.Ended("timed out")
             came = "ended: timed out"
     _check_replies(session.take(), challenge, grants)
-    assert all(wire.USER.fullmatch(user) for user in asked_for)
+    assert all(re.fullmatch(wire.USER, user) for user in asked_for)
     for line in trace:
         assert line.isprintable()
         assert line.startswith(">> ") or not HEX.search(re.sub(r"\\x..", "?", line))
@@ -162,6 +163,7 @@ REPLIES = {
     *(f"+OK {text}" for text in (wire.BYE, wire.PONG, wire.HELP)),
     *(f"-ERR {text}" for text in (wire.BAD_LOGIN, wire.BAD_COMMAND, wire.SOLD_OUT)),
     *(f"-ERR {text}" for text in (wire.TIMED_OUT, wire.HAVE_TUNNEL, wire.BAD_PORT)),
+    f"-ERR {wire.TOO_MUCH_TALK}",
 }
 
 

@@ -1,8 +1,8 @@
 """A name server on 127.0.0.1 that answers as it is told: `resolver.py '{"name": "answer"}'`.
 
-The answer is NXDOMAIN, SERVFAIL, nothing (then none comes), or addresses, of IPv4 or IPv6, with
-commas between.  Names that it was not told of do not exist.  Says `ready` on standard error, and
-each question (RFC 1035 section 4).
+The answer is NXDOMAIN, SERVFAIL, empty (then none is sent), or IPv4 or IPv6 addresses separated by
+commas; SERVFAIL among these is that to a question for an IPv4 address.  Other names do not exist.
+Prints `ready` on standard error, and each question (RFC 1035 section 4).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def question(packet: bytes) -> tuple[str, int, int]:
 
 def reply(packet: bytes, told: str) -> bytes:
     _, kind, end = question(packet)
+    if told.startswith("SERVFAIL,"):
+        told = "SERVFAIL" if kind == A else told.removeprefix("SERVFAIL,")
     code = {"NXDOMAIN": NXDOMAIN, "SERVFAIL": SERVFAIL}.get(told, NOERROR)
     records = []
     if code == NOERROR:

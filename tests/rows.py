@@ -1,4 +1,4 @@
-"""The rows of a big table that are due in a run; see `selection`.  For processes without pytest."""
+"""The rows of a big table that a run must take; see `selection`.  For processes without pytest."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -9,8 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+
+from dtcp import look, run, system
 
 from lab import SLOW
 from lab.host import Host
@@ -19,11 +23,20 @@ from lab.machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 15.0  # seconds for anything that is waited for; like all limits, of a usual machine
+# Limits of the programs for the commands of the system: on a slow machine a command that has
+# nothing wrong with it needs more.
+_LIMITS = {
+    look: ("LONG",),
+    run: ("LIMIT", "HURRY", "LEAST"),
+    system: ("STARTING", "HEARING", "FAREWELL", "AFTER_FAREWELL"),
+}
 
 SERVER = "tunnel.example.org"
 PREFIX = "2001:db8:1::"  # of tunnels of type host: the first client gets ::6, the server ::5
 DELEGATED = "2001:db8:3c3::/48"
 FAR = "2001:db8:0:ff::2"
+# What passes a tunnel, for tcpdump(1), without the 68 octets by which dtcpc sees that it does.
+TUNNELED = "ip proto 41 and ip[2:2] > 68"
 
 
 class Program:
@@ -32,8 +45,17 @@ class Program:
     def __init__(self, host: Host, name: str, *words: str) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
+        self._name = " ".join((name, *words))
+        program = [str(ROOT / f"{name}.py"), *words]
+        if SLOW > 1 and name in ("dtcpc", "dtcps"):
+            limits = [
+                f"{module.__name__.removeprefix('dtcp.')}.{each}={getattr(module, each) * SLOW}"
+                for module, names in _LIMITS.items()
+                for each in names
+            ]
+            program = [str(ROOT / "tests/hasty.py"), *limits, name, *words]
         self._process = host.popen(
-            [sys.executable, str(ROOT / f"{name}.py"), *words],
+            [sys.executable, *program],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -94,6 +116,8 @@ class Program:
         if self._process.poll() is None:
             self._process.kill()
             self.status()
+        if error is not None:  # pytest shows it with the failure
+            print(f"--- {self._name}", *self.lines, sep="\n")
 
 
 class Talker:
@@ -144,6 +168,20 @@ def login(host: Host, *words: str) -> Program:
     return Program(host, "dtcpc", "-d", "-u", "itojun", *words, SERVER)
 
 
+@contextlib.contextmanager
+def names(host: Host, told: dict[str, str]) -> Iterator[None]:
+    """Let a resolver answer to a host as tests/resolver.py is told, beside its hosts file."""
+    # These files are mounted there, so they are overwritten, not replaced.
+    for path, text in (
+        ("/etc/nsswitch.conf", "hosts: files dns\n"),
+        ("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n"),
+    ):
+        host.run(["sh", "-c", f"cat >{path}"], input=text)
+    with Program(host, "tests/resolver", json.dumps(told)) as resolver:
+        resolver.wait_for("^ready$")
+        yield
+
+
 def go_wrong(net: Internet, *rules: dict[str, object]) -> None:
     """Let commands on the client go wrong: see lab/freebsd/faults.py."""
     net.client.write("/run/freebsd/faults", json.dumps(rules))
@@ -152,6 +190,12 @@ def go_wrong(net: Internet, *rules: dict[str, object]) -> None:
 def identity(host: Host, interface: str) -> str:
     """Stays the same as long as the interface does: one made anew has another."""
     return host.run(machine.identity(interface)).stdout
+
+
+def is_watched(net: Internet) -> bool:
+    """Whether somebody on the client listens to rtnetlink(7)."""
+    lines = net.client.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]
+    return any(words[1] == "0" and int(words[3], 16) for words in map(str.split, lines))
 
 
 def ping(host: Host, address: str = FAR) -> bool:

@@ -1,8 +1,8 @@
 """Many broken conversations with a server on this host: `scan.py HOW-MANY FIRST`.
 
-Those of tests/conversations.py, over real connections: each from another loopback address, whole or
-in pieces, and ended in order, by a reset, or by neither until the server does.  What the server
-says is printed, each line once, and the count of conversations.
+Those of tests/conversations.py, over real connections: each from a different loopback address,
+whole or in pieces, and closed cleanly, by a reset, or not until the server closes.  The server's
+replies are printed, each distinct line once, with the number of conversations.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which tests a run takes, and which rows of the big tables.
 
-A whole run (`--all`) takes everything.  Any other takes of each table a sample, and one release of
-FreeBSD where a test is the same in both.  What it takes turns with the number of the commit, so
-that any ten commits in a row take everything; with SAMPLE=number in the environment, with that.
+A full run (`--all`) takes everything.  Any other takes a sample of each table, and only one release
+of FreeBSD where a test is the same in both.  The sample rotates with the commit number, so that any
+ten consecutive commits take everything, or with SAMPLE=number in the environment.
 Rows that failed last time come first, whatever the sample.
 """
 

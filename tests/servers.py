@@ -1,14 +1,15 @@
 """DTCP servers to try the client with, written from records of real ones.
 
-They share no code with the programs under test, and make no tunnels: its far end is for whoever
-starts them to set up.
+They share no code with the programs under test, and create no tunnels, except for KAME's with
+`--gifs`: the caller must set up the far end.
 
     servers.py kame --user itojun --password secret [--prefix 2001:db8:1::] [--round-trip 0.02]
+                    [--gifs 4 [--cleaning 0.5]]
     servers.py feel6 --user itojun --password secret --prefix 2001:0db8:03c3::/48
     servers.py hostile '{"20301": [["say", "+OK nonsense\\r\\n"], ["hear"], ["reset"]]}'
 
-On standard error they say `ready`, then each line that they hear, `PORT heard 'TEXT'`, and each
-connection's end, `PORT end`.
+On standard error they print `ready`, then each line they receive, `PORT heard 'TEXT'`, and the end
+of each connection, `PORT end`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -45,15 +47,26 @@ class Wire:
     def hear(self) -> str | None:
         """The next line with its ending; None at the end, whether it came in order or not."""
         with contextlib.suppress(ConnectionError):
-            line = self._file.readline().decode("latin-1")
-            if line:
-                say(f"{self._port} heard {line!a}")
-                return line
+            return self.read()
         return None
+
+    def read(self) -> str | None:
+        """The same; but an end that is out of order raises ConnectionError."""
+        line = self._file.readline().decode("latin-1")
+        if line:
+            say(f"{self._port} heard {line!a}")
+        return line or None
 
     def say(self, text: str) -> None:
         time.sleep(self._round_trip)
         self.socket.sendall(text.encode("latin-1"))
+
+    def say_in_segments(self, text: str) -> None:
+        """A segment for each word, and one for the end of the line."""
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for word in text.replace("\r\n", " \r\n").split(" "):
+            self.say(word if word == "\r\n" else f"{word} ")
+            time.sleep(0.005)
 
     def end(self, *, reset: bool = False) -> None:
         if reset:
@@ -64,68 +77,135 @@ class Wire:
         say(f"{self._port} end")
 
 
+class Gifs:
+    """So many gif(4) interfaces as KAME's server found them in its kernel, and what it did to them.
+
+    It looked at nothing that came of its commands.
+    """
+
+    def __init__(self, count: int, cleaning: float) -> None:
+        self._cleaning = cleaning  # seconds before it begins to clean up
+        self._mutex = threading.Lock()
+        self._free = set(range(count))
+        for unit in range(count):
+            self._ifconfig(unit, "create")
+            self._ifconfig(unit, "inet6", "-ifdisabled")
+
+    def _ifconfig(self, unit: int, *words: str) -> None:
+        subprocess.run(["ifconfig", f"gif{unit}", *words], check=False)
+
+    def take(self) -> int | None:
+        """The first that is free."""
+        with self._mutex:
+            unit = min(self._free, default=None)
+            self._free.discard(-1 if unit is None else unit)
+            return unit
+
+    def configure(self, unit: int, own: str, client: str, pair: list[str]) -> None:
+        self._ifconfig(unit, "tunnel", own, client)
+        self._ifconfig(unit, "up")
+        if pair:
+            self._ifconfig(unit, "inet6", *pair, "prefixlen", "128", "alias")
+        say(f"gif{unit} configured")
+
+    def clean_up(self, unit: int, pair: list[str]) -> None:
+        time.sleep(self._cleaning)
+        if pair:
+            self._ifconfig(unit, "inet6", pair[0], "-alias")
+        self._ifconfig(unit, "deletetunnel")
+        self._ifconfig(unit, "down")
+        with self._mutex:
+            self._free.add(unit)
+        say(f"gif{unit} cleaned up")
+
+
 class Kame:
-    """KAME's dtcps of 2001, as it behaved when it was run: word for word, faults included."""
+    """KAME's dtcps of 2001, as it behaved when it was run: word for word, faults included.
+
+    With gifs it makes tunnels, the way it did: it says +OK whether that worked or not; it answers
+    `quit` at once, cleans up behind that, and ends the connection last; and a connection that
+    breaks kills its thread, which cleans up nothing.
+    """
 
     AUTH_TIMEOUT, TUNNEL_TIMEOUT = 60, 300
 
-    def __init__(self, user: str, password: str, prefix: str | None, unit: int = 0) -> None:
+    def __init__(
+        self, user: str, password: str, prefix: str | None, gifs: Gifs | None = None
+    ) -> None:
         self._user, self._password = user, password
-        self._prefix, self._unit = prefix, unit
+        self._prefix, self._gifs = prefix, gifs
 
     def talk(self, wire: Wire) -> None:
+        tunnel: dict[int, list[str]] = {}  # by unit, the inner pair: ours, and the client's
+        try:
+            ends = self._session(wire, tunnel)
+        except ConnectionError:
+            say("a thread died")
+            return
+        if self._gifs is not None:
+            for unit, pair in tunnel.items():
+                self._gifs.clean_up(unit, pair)
+        if ends:
+            wire.end()
+
+    def _session(self, wire: Wire, tunnel: dict[int, list[str]]) -> bool:
+        """All that is said.  Whether the server ends the connection."""
+        answer = wire.say_in_segments if self._gifs else wire.say
         challenge = hashlib.md5(f"{time.ctime()}{os.getpid()}".encode()).hexdigest().upper()
-        wire.say(f"+OK {challenge} KAME tunnel server\r\n")
+        answer(f"+OK {challenge} KAME tunnel server\r\n")
         up = failed = False
         while True:
             wire.socket.settimeout(self.TUNNEL_TIMEOUT if up else self.AUTH_TIMEOUT)
             try:
-                line = wire.hear()
+                line = wire.read()
             except TimeoutError:
-                wire.say("-ERR connection timed out, disconnecting\r\n")
-                break
+                answer("-ERR connection timed out, disconnecting\r\n")
+                return True
             if line is None:
-                break
+                return True
             # Every CR and LF goes, wherever it stands; the rest is cut at single blanks.
             text = line.replace("\r", "").replace("\n", "")
             words = text.split(" ")
             while words and not words[-1]:
                 words.pop()
             if text and not words:
-                return  # the thread dies of nothing but blanks; the connection stays
+                return False  # the thread dies of nothing but blanks; the connection stays
             verb = words[0].lower() if words else ""
             if verb == "tunnel":
-                reply = self._tunnel(wire, challenge, words)
+                reply = self._tunnel(wire, challenge, words, tunnel)
                 up = up or reply.startswith("+OK")
                 failed = failed or reply.startswith("-ERR unsupported")
-                wire.say(reply)
+                answer(reply)
             elif verb == "ping":
-                wire.say("+OK hi, happy to hear from you\r\n")
+                answer("+OK hi, happy to hear from you\r\n")
             elif verb == "help":
-                wire.say("+OK valid commands are: TUNNEL PING QUIT\r\n")
+                answer("+OK valid commands are: TUNNEL PING QUIT\r\n")
             elif verb == "quit":
-                wire.say("+OK see you soon.\r\n")
-                if failed:
-                    return  # here too: no end of the connection
-                wire.socket.shutdown(socket.SHUT_WR)
-                wire.hear()
-                break
+                answer("+OK see you soon.\r\n")
+                return not failed  # here too: no end of the connection
             else:
-                wire.say("-ERR invalid command\r\n")
-        wire.end()
+                answer("-ERR invalid command\r\n")
 
-    def _tunnel(self, wire: Wire, challenge: str, words: list[str]) -> str:
+    def _tunnel(
+        self, wire: Wire, challenge: str, words: list[str], tunnel: dict[int, list[str]]
+    ) -> str:
         proof = hashlib.md5((self._user + challenge + self._password).encode()).hexdigest()
         # Letter by letter: nothing but exactly four fields and capitals will do.
         if len(words) != 4 or words[1:3] != [self._user, proof.upper()]:
             return "-ERR authentication failed.\r\n"
-        ends = f"{wire.socket.getpeername()[0]} {wire.socket.getsockname()[0]}"
-        if words[3] == "tunnelonly":
-            return f"+OK {ends}\r\n"
-        if words[3] == "host" and self._prefix:
-            first = (self._unit + 1) * 4
-            return f"+OK {ends} {self._prefix}{first + 2:04x} {self._prefix}{first + 1:04x}\r\n"
-        return f"-ERR unsupported tunnel type {words[3]}\r\n"
+        if words[3] != "tunnelonly" and not (words[3] == "host" and self._prefix):
+            return f"-ERR unsupported tunnel type {words[3]}\r\n"
+        unit = self._gifs.take() if self._gifs else 0
+        if unit is None:
+            return "-ERR tunnel interface sold out\r\n"
+        client, own = wire.socket.getpeername()[0], wire.socket.getsockname()[0]
+        first = (unit + 1) * 4
+        pair = [f"{self._prefix}{first + number:04x}" for number in (1, 2)]
+        pair = pair if words[3] == "host" else []
+        if self._gifs is not None:
+            self._gifs.configure(unit, own, client, pair)
+            tunnel[unit] = pair
+        return " ".join(["+OK", client, own, *reversed(pair)]) + "\r\n"
 
 
 class Feel6:
@@ -225,10 +305,13 @@ def main(argv: list[str]) -> None:
         options.add_argument("--password", required=True)
         options.add_argument("--prefix")
         options.add_argument("--round-trip", type=float, default=0.0)
+        options.add_argument("--gifs", type=int)
+        options.add_argument("--cleaning", type=float, default=0.5)
     kinds.add_parser("hostile").add_argument("scenes", type=json.loads)
     given = parser.parse_args(argv)
     if given.kind == "kame":
-        server = Kame(given.user, given.password, given.prefix)
+        gifs = Gifs(given.gifs, given.cleaning) if given.gifs else None
+        server = Kame(given.user, given.password, given.prefix, gifs)
         listen(given.port, server.talk, given.round_trip)
     elif given.kind == "feel6":
         listen(given.port, Feel6(given.user, given.password, given.prefix).talk, given.round_trip)

@@ -1,7 +1,7 @@
 """A DTCP client of ten lines, to try the server with: `talk.py SERVER USER PASSWORD TYPE [FROM]`.
 
-Prints what the server says, line by line, and stays until its standard input ends.  It makes no
-tunnel.  It shares no code with the programs under test.
+Prints the server's replies, line by line, and stays until its standard input ends.  It creates no
+tunnel and shares no code with the programs under test.
 """
 
 from __future__ import annotations

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-
-from dtcpc import LONGEST, STABLE_TIME, BackOff
+from dtcp.client.backoff import LONGEST, STABLE_TIME, BackOff
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     time = [1000.0]
-    monkeypatch.setattr("dtcpc.time.monotonic", lambda: time[0])
+    monkeypatch.setattr("dtcp.client.backoff.time.monotonic", lambda: time[0])
     return time
 
 

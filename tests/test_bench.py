@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from dtcp.look import Look
 
 from bench import start, stubs
 from bench.figures import Figure, not_measured, results, table
@@ -118,6 +119,15 @@ def test_the_stubs_remember_a_route(commands: Path) -> None:
     assert run(commands, get) == (1, "")
     assert run(commands, "route -n add -inet6 2001:db8:1::/48 ::1 -reject")[0] == 0
     assert "REJECT" in run(commands, "route -n get -inet6 2001:db8:1::/48")[1]
+
+
+def test_the_stubs_look_at_everything_as_slowly_as_in_a_crowd(tmp_path: Path) -> None:
+    commands = stubs.make(tmp_path, first="0", crowd=5000)
+    for look in ("ifconfig -a", "netstat -i -b -n -W", "netstat -rnW -f inet6"):
+        assert run(commands, f"timeout 1 {look}")[0] == 124
+    status, shown = run(commands, "timeout 10 netstat -I gif0 -b -n -W")
+    assert status == 0
+    assert Look(lambda words: shown).traffic("gif0") == (104, 104)
 
 
 def test_what_the_stubs_remember_can_be_forgotten(commands: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import grp
+import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,7 +60,7 @@ def test_a_careless_parent_changes_nothing(net: Internet, script: str) -> None:
     with through(net, script) as client:
         wait_until("up", lambda: ping(net.client))
         modes = net.client.run(["ls", "-l", "/run/dtcpc.pid", "/run/dtcpc.state"])
-        assert re.findall("^[-rwx]{10}", modes.stdout, re.M) == ["-rw-------"] * 2
+        assert re.findall("^[-rwx]{10}", modes.stdout, re.M) == ["-rw-------", "-rw-r-----"]
         assert client.end() == 0
     assert difference(before, net.client.snapshot()) == []
 
@@ -90,30 +95,116 @@ def test_who_is_not_root_is_told_before_anything_is_sent(net: Internet) -> None:
     assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.hazard(58)
+@pytest.mark.parametrize("number", [7, 300])
+def test_a_daemon_keeps_nothing_that_its_parent_had_open(net: Internet, number: int) -> None:
+    """A lock, as a cron job or a script may hold one while it starts us."""
+    net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
+    words = [sys.executable, f"{ROOT}/dtcpc.py", "-Dl", "-u", "itojun", SERVER]
+    moved = f"import os, sys; os.dup2(7, {number}); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", moved, *words]
+    script = 'exec 7>/run/lock 9>/run/other; flock -n 7 || exit 9; "$@"'
+    assert net.client.run(["sh", "-c", script, "sh", *words], check=False).returncode == 0
+    pid = net.client.read("/var/run/dtcpc.pid").strip()
+    free = ["flock", "-n", "/run/lock", "true"]
+    assert net.client.run(free, check=False).returncode == 0
+    net.client.run(["kill", pid])
+    wait_until("it has ended", lambda: int(pid) not in net.client.processes())
+    net.client.run(["rm", "/run/lock", "/run/other"])
+
+
+@pytest.mark.hazard(59)
+def test_standard_error_that_nobody_reads_blocks_nothing(net: Internet) -> None:
+    """The tunnel comes up, and TERM takes it down in time."""
+    words = ["-d", "-u", "itojun", "-t", "host", SERVER]
+    process = net.client.popen(
+        [sys.executable, str(ROOT / "dtcpc.py"), *words], stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    wait_until("a packet passes", lambda: ping(net.client), 30)
+    for _ in range(2000):  # more than a pipe holds
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.001)
+    process.terminate()
+    assert process.wait(10) == 0
+
+
 # What is imported later is imported before, for this Python may lie where only root can read.
 AS_NOBODY = """
-import json, os, sys
-import dtcpc
-dtcpc.parse(sys.argv[1:])
-os.setgroups([])
+import grp, json, os, sys
+import dtcpc, dtcp.client.inquiry
+from dtcp import lean
+lean.load()
+dtcpc.command_line.parse(sys.argv[2:])
+os.setgroups([int(group) for group in sys.argv[1].split()])
 os.setgid(65534)
 os.setuid(65534)
-sys.exit(dtcpc.main(sys.argv[1:]))
+sys.exit(dtcpc.main(sys.argv[2:]))
 """
+
+
+WHEEL, OTHERS = 0, grp.getgrnam("daemon")
+STATE = "/var/run/dtcpc.state"
+
+
+def _status_as_nobody(
+    net: Internet, *words: str, group: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """--status, asked by a member of that group at most."""
+    groups = "" if group is None else str(group)
+    asking = [sys.executable, "-c", AS_NOBODY, groups, "--status", *words]
+    return net.client.run(["env", f"PYTHONPATH={ROOT}", *asking], check=False)
 
 
 @pytest.mark.hazard(33, 65)
 @pytest.mark.parametrize("words", [(), ("--json",)])
 def test_who_is_not_root_is_told_so_by_status(net: Internet, words: tuple[str, ...]) -> None:
-    ask = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-c", AS_NOBODY, "--status", *words]
-    done = net.client.run(ask, check=False)
+    done = _status_as_nobody(net, *words)
     assert (done.returncode, done.stderr) == (FAILED, "")
     assert "not running" in done.stdout
     with login(net.client) as client:
         client.wait_for("logging in")
-        done = net.client.run(ask, check=False)
+        done = _status_as_nobody(net, *words)
         assert (done.returncode, done.stdout) == (NOT_ALLOWED, "")
-        assert done.stderr == "dtcpc: /var/run/dtcpc.pid: not allowed; become root\n"
+        wheel = grp.getgrgid(WHEEL).gr_name
+        assert done.stderr == (
+            f"dtcpc: {STATE}: not allowed; become root, or a member of group {wheel}\n"
+        )
+        assert client.end() == 0
+
+
+@pytest.mark.hazard(33, 65)
+@pytest.mark.parametrize("group", [WHEEL, OTHERS.gr_gid])
+def test_a_group_may_ask_for_the_status_and_for_nothing_else(net: Internet, group: int) -> None:
+    words = ["--status-group", OTHERS.gr_name] if group != WHEEL else []
+    with login(net.client, "-t", "host", *words) as client:
+        client.wait_for("up after")
+        look = f"import os; s = os.stat({STATE!r}); print(oct(s.st_mode), s.st_uid, s.st_gid)"
+        assert net.client.run([sys.executable, "-c", look]).stdout == f"0o100640 0 {group}\n"
+        done = _status_as_nobody(net, group=group)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("up for ")
+        assert f"pid {client.pid}\n" in done.stdout
+        assert _status_as_nobody(net, group=4321).returncode == NOT_ALLOWED
+
+        # What it finds there when nobody holds it any more, it does not believe.
+        client.send(signal.SIGKILL)
+        client.status()
+        assert json.loads(net.client.read(STATE))["facts"]["state"] == "up"
+        done = _status_as_nobody(net, group=group)
+        assert (done.returncode, done.stdout) == (FAILED, "not running\n")
+
+        # One of an earlier version; or none, as on a full disk, which tells nothing.
+        for change in (["chmod", "600", STATE], ["mv", STATE, "/run/kept"]):
+            net.client.run(change)
+            done = _status_as_nobody(net, group=group)
+            assert (done.returncode, done.stdout) == (NOT_ALLOWED, "")
+            assert done.stderr == f"dtcpc: {STATE}: not allowed; become root\n"
+        net.client.run(["mv", "/run/kept", STATE])
+        with login(net.client, "-t", "host", *words) as client:
+            client.wait_for("up after")
+            assert _status_as_nobody(net, group=group).returncode == 0
+            assert client.end() == 0
         assert client.end() == 0
 
 
@@ -184,7 +275,7 @@ def test_a_pid_file_that_cannot_be_had_is_named_before_anything_is_sent(
 
 
 @pytest.mark.hazard(29)
-@pytest.mark.parametrize("text", ["99999\n", "", "x" * 5000])
+@pytest.mark.parametrize("text", ["99999\n", "", "\0" * 6], ids=["a pid", "nothing", "zeros"])
 def test_a_stale_pid_file_is_no_obstacle_whatever_it_says(net: Internet, text: str) -> None:
     net.client.write("/run/dtcpc.pid", text, 0o644)
     with login(net.client) as client:

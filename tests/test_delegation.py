@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -10,7 +12,7 @@ import pytest
 from lab.internet import Internet
 from lab.machine import machine
 from lab.snapshot import difference
-from tests.running import FAR, Program, login, ping, serve, set_users, wait_until
+from tests.running import FAR, ROOT, Program, login, ping, serve, set_users, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -33,12 +35,13 @@ def _lan_router(net: Internet) -> str:
     return net.lan.run(machine.default_router()).stdout
 
 
+def _rtadvds(net: Internet) -> list[str]:
+    return [words for words in net.client.processes().values() if "rtadvd" in words]
+
+
 def _no_rtadvd(net: Internet) -> None:
     """Wait for the end of the farewell: rtadvd may outlive us by some seconds."""
-    wait_until(
-        "rtadvd is gone",
-        lambda: not any("rtadvd" in words for words in net.client.processes().values()),
-    )
+    wait_until("rtadvd is gone", lambda: not _rtadvds(net))
 
 
 @pytest.mark.dialects
@@ -127,18 +130,108 @@ def test_the_administrators_rtadvd_is_left_to_it(net: Internet) -> None:
         assert not any("# rtadvd " in line for line in client.lines)
         wait_until("the LAN host has an address", lambda: _lan_addresses(net), 30)
         assert client.end() == 0
-    running = [words for words in net.client.processes().values() if "rtadvd" in words]
-    assert len(running) == 1
+    assert len(_rtadvds(net)) == 1
+
+
+def _status(net: Internet) -> str:
+    return net.client.run([sys.executable, str(ROOT / "dtcpc.py"), "--status"], check=False).stdout
 
 
 def test_the_hint_when_the_host_does_not_forward(net: Internet) -> None:
     net.client.run(["sysctl", "net.inet6.ip6.forwarding=0"])
+    hint = 'does not forward IPv6, .*: set ipv6_gateway_enable="YES"'
     with serve(net), login(net.client, "-t", "network", "-a", "-P", "em1/1") as client:
-        client.wait_for('does not forward IPv6, .*: set ipv6_gateway_enable="YES"')
+        client.wait_for(hint)
         client.wait_for("up after")
+        assert re.search(hint, _status(net))
         shown = net.client.run(["sysctl", "-n", "net.inet6.ip6.forwarding"]).stdout
         assert shown == "0\n"
+        net.client.run(["sysctl", "net.inet6.ip6.forwarding=1"])
+        client.send(signal.SIGHUP)
+        wait_until("no hint any more", lambda: not re.search(hint, _status(net)))
         assert client.end() == 0
+
+
+def test_the_hint_when_nothing_has_an_address_of_the_prefix(net: Internet) -> None:
+    hint = "no interface has an address of this prefix: give -P, or use -t host"
+    with serve(net), login(net.client, "-t", "network") as client:
+        client.wait_for(hint)
+        client.wait_for("up after")
+        assert hint in _status(net)
+        net.client.run(["ifconfig", "lo0", "inet6", "2001:db8:3c3::1", "prefixlen", "128", "alias"])
+        wait_until("no hint any more", lambda: hint not in _status(net))
+        assert client.end() == 0
+
+
+@pytest.mark.hazard(51)
+def test_a_lan_interface_that_is_not_there_yet_is_waited_for(release: str, enclosed: None) -> None:
+    with Internet(release) as net, serve(net):
+        net.client.run(["sysctl", "net.inet6.ip6.forwarding=1"])
+        options = ("-l", "-t", "network", "-P", "epair7a/1/::1")
+        with login(net.client, *options, "-s", "/bin/true") as client:
+            client.wait_for("epair7a: no such interface yet; it gets its addresses when it comes")
+            client.wait_for("up after")
+            assert "epair7a: no such interface yet" in _status(net)
+            net.client.run(["ifconfig", "epair7", "create"])
+            client.wait_for("delegated: epair7a 2001:db8:3c3:1::1/64, advertised")
+            shown = net.client.run(["ifconfig", "epair7a"]).stdout
+            assert "inet6 2001:db8:3c3:1::1 prefixlen 64" in shown
+            assert "no such interface yet" not in _status(net)
+            assert ping(net.client)
+            client.wait_for("# /bin/true change")
+            assert client.end() == 0
+        _no_rtadvd(net)
+        assert "2001:db8:3c3" not in net.client.run(["ifconfig", "epair7a"]).stdout
+
+
+@pytest.mark.hazard(50)
+def test_the_administrators_rtadvd_that_comes_later(net: Internet) -> None:
+    """Ours makes room without a word: its farewell would tell the hosts that the router leaves."""
+    with serve(net), login(net.client, "-t", "network", "-P", "em1/1/::1") as client:
+        client.wait_for("up after")
+        wait_until("the LAN host has its router", lambda: _lan_router(net), 30)
+        net.client.run(["rtadvd", "em1"])
+        wait_until(
+            "rtadvd runs",
+            lambda: "em1: " in net.client.run(["rtadvctl", "show"], check=False).stdout,
+        )
+        client.send(signal.SIGHUP)
+        client.wait_for("em1: another rtadvd serves it now; ours leaves it to that")
+        wait_until("one of them is left", lambda: len(_rtadvds(net)) == 1)
+        assert "dtcpc" not in _rtadvds(net)[0]
+        assert _lan_router(net)
+        assert client.end() == 0
+
+
+@pytest.mark.hazard(62)
+def test_a_prefix_that_is_another_now_is_withdrawn_on_the_lan(net: Internet) -> None:
+    server = serve(net)
+    with login(net.client, "-l", "-t", "network", "-P", "em1/1/::1") as client:
+        client.wait_for("up after")
+        wait_until("the LAN host has an address", lambda: _lan_addresses(net), 30)
+        server.end()
+        set_users(net.server, "", "itojun 2001:db8:fff0::/48\n")
+        with Program(net.server, "dtcps", "-d") as server:
+            client.wait_for("2001:db8:fff0::/48 delegated: em1 2001:db8:fff0:1::1/64, advertised")
+            # The old one is the nearer to FAR, but deprecated (RFC 6724 section 5, rules 3 and 8).
+            wait_until(
+                "the LAN host speaks from the new one",
+                lambda: _source(net).startswith("2001:db8:fff0:1:"),
+                30,
+            )
+            assert _lan_router(net)
+            assert client.end() == 0
+
+
+def _source(net: Internet) -> str:
+    """The address from which the LAN host speaks to the world."""
+    script = f"""
+import socket
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+    sock.connect(("{FAR}", 9))
+    print(sock.getsockname()[0])
+"""
+    return net.lan.run([sys.executable, "-c", script]).stdout
 
 
 def test_what_cannot_be_given_is_refused_and_rolled_back(net: Internet) -> None:

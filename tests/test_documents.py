@@ -1,4 +1,4 @@
-"""What the documents name is there: tests, files, and targets of make."""
+"""What the documents mention exists: tests, files, and make targets."""
 
 from __future__ import annotations
 

@@ -1,18 +1,24 @@
-"""dtcpauth: users come, change, are listed without their passwords, and go; all or nothing."""
+"""dtcpauth: users are added, changed, listed without passwords, and deleted; all or nothing."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dbm.dumb
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pexpect
 import pytest
-from dtcp.store import Store, User
+from dtcp.cli import Failure
+from dtcp.grant import Grant
+from dtcp.server import inquiries
+from dtcp.server.store import Made, Store, Use, User
 
 import dtcpauth
 from tests.running import ROOT
@@ -75,8 +81,9 @@ def test_a_user_from_first_to_last(run: Run, path: Path) -> None:
     assert done.stdout + done.stderr == ""
     assert run("list").stdout.splitlines() == [
         "USER    TYPES         ADDRESS        PREFIXES"
-        "                             EXPIRES     STATE",
-        "itojun  host,network  2001:db8:1::6  2001:db8:3c3::/48,2001:db8:4c4::/56  2131-12-31  ok",
+        "                             EXPIRES     STATE  LOGIN  IN  OUT",
+        "itojun  host,network  2001:db8:1::6  2001:db8:3c3::/48,2001:db8:4c4::/56  2131-12-31"
+        "  ok     -      0   0",
     ]
     run("change", "-A", "pool", "-P", "pool", "-e", "never", "-t", "all", "--disable", "itojun")
     (told,) = json.loads(run("list", "--json").stdout)
@@ -90,19 +97,31 @@ def test_a_user_from_first_to_last(run: Run, path: Path) -> None:
         "expires": None,
         "disabled": True,
         "state": "disabled",
+        "last_login": None,
+        "received": 0,
+        "sent": 0,
     }
     run("change", "--enable", "itojun")
-    assert run("list", "itojun").stdout.splitlines()[1].split() == [
-        "itojun",
-        "all",
-        "-",
-        "-",
-        "never",
-        "ok",
-    ]
+    said = run("list", "itojun").stdout.splitlines()[1]
+    assert said.split() == ["itojun", "all", "-", "-", "never", "ok", "-", "0", "0"]
     assert password(path, "itojun") == SECRET
     run("delete", "itojun")
     assert run("list").stdout.splitlines()[1:] == []
+
+
+def test_what_a_user_has_done(run: Run, path: Path) -> None:
+    run("import", "users", "-", input=f"itojun:{SECRET}\njun:{SECRET}\nkame:{SECRET}\n")
+    noon = datetime(2026, 11, 27, 12, 34, 56).timestamp()
+    with contextlib.closing(Store(str(path))) as db:
+        db.add_use({"itojun": Use(noon, 1_500, 23_456_789), "kame": Use(1e30)})
+    assert [line.split()[5:] for line in run("list").stdout.splitlines()] == [
+        ["STATE", "LOGIN", "IN", "OUT"],
+        ["ok", "2026-11-27T12:34", "1.5k", "23M"],
+        ["ok", "-", "0", "0"],
+        ["ok", "?", "0", "0"],  # whatever it is that the store has
+    ]
+    (told,) = json.loads(run("list", "--json", "itojun").stdout)
+    assert (told["last_login"], told["received"], told["sent"]) == (noon, 1_500, 23_456_789)
 
 
 def test_a_change_changes_nothing_else(run: Run, user: Callable[[str], User | None]) -> None:
@@ -145,18 +164,41 @@ def test_all_users_or_none_are_deleted(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("add", "a b"), "'a b' is no user name: at most 64 letters, digits and ._@+-"),
-        (("add", "-t", "moon", "x"), "'moon' is no type of tunnel: tunnelonly, host, network"),
-        (("add", "-P", "2001:db8::1/48", "x"), "'2001:db8::1/48' is no IPv6 prefix"),
+        (("add", "a b"), "invalid user name (at most 64 letters, digits and ._@+-): 'a b'"),
+        (("add", "-t", "moon", "x"), "'moon' is not a type of tunnel: tunnelonly, host, network"),
+        (
+            ("add", "-P", "2001:db8::1/48", "x"),
+            "2001:db8::1/48 is an address in a prefix; the prefix is 2001:db8::/48",
+        ),
         (("add", "-P", "2001:db8::/65", "x"), "'2001:db8::/65': only /16 to /64 can be delegated"),
-        (("add", "-A", "192.0.2.1", "x"), "'192.0.2.1' is no IPv6 address"),
-        (("add", "-A", "ff02::1", "x"), "'ff02::1' is no address for a tunnel"),
-        (("add", "-A", "fe80::1%em0", "x"), "'fe80::1%em0' is no address for a tunnel"),
-        (("add", "-e", "tomorrow", "x"), "'tomorrow' is no date such as 2031-12-31"),
-        (("add",), "the following arguments are required: user"),
-        (("change", "--enable", "--user", "x"), "unrecognized arguments: --user"),
-        ((), "the following arguments are required: command"),
+        (("add", "-A", "192.0.2.1", "x"), "invalid IPv6 address: '192.0.2.1'"),
+        (("add", "-A", "ff02::1", "x"), "'ff02::1' cannot be an address of a tunnel"),
+        (("add", "-A", "fe80::1", "x"), "'fe80::1' cannot be an address of a tunnel"),
+        (("add", "-A", "fe80::1%em0", "x"), "invalid IPv6 address: 'fe80::1%em0'"),
+        (("add", "-e", "tomorrow", "x"), "'tomorrow' is not a date such as 2031-12-31"),
+        (("add",), "add: the following arguments are required: user; see dtcpauth add --help"),
+        (
+            ("add", "-e", "x", "x"),
+            "add: -e: 'x' is not a date such as 2031-12-31; see dtcpauth add",
+        ),
+        (("add", "--rand", "x"), "add: unrecognized arguments: --rand; see dtcpauth add --help"),
+        (("add", "--enable", "x"), "add: unrecognized arguments: --enable; see dtcpauth add"),
+        (("change", "--enable", "--user", "x"), "change: unrecognized arguments: --user; see"),
+        (("change", "x"), "change: nothing to change; see dtcpauth change --help"),
+        (("change", "--enable", "--disable", "x"), "change: --disable: not allowed with --enable;"),
+        (("change", "-p", "--random", "x"), "change: --random: not allowed with -p; see"),
+        (("kick",), "kick: the following arguments are required: user; see dtcpauth kick --help"),
+        (("kick", "x", "y"), "kick: unrecognized arguments: y; see dtcpauth kick --help"),
+        (("backup",), "backup: the following arguments are required: file; see dtcpauth backup"),
+        (("import", "xml", "-"), "import: format: invalid choice: 'xml' (choose from "),
+        (("import", "--random", "pop", "x"), "import: --random goes with csv and json; see"),
+        (("export", "xml"), "export: format: invalid choice: 'xml' (choose from "),
+        (("list", "--js"), "list: unrecognized arguments: --js; see dtcpauth list --help"),
+        (("--sto", "x", "list"), "unrecognized arguments: --sto; see dtcpauth --help"),
+        (("li",), "command: invalid choice: 'li' (choose from "),
+        ((), "the following arguments are required: command; see dtcpauth --help"),
         (("-i",), "-i: nothing has to be prepared: dtcpauth add makes the store"),
+        (("-u",), "-u: the user is missing"),
         (("-u", "x", "secret"), "-u: a password on the command line is for everybody to see"),
     ],
 )
@@ -170,6 +212,8 @@ def test_a_wrong_command_line_makes_no_store(words: tuple[str, ...], said: str, 
     )
     assert done.returncode == 64
     assert said in done.stderr
+    assert done.stderr.startswith("dtcpauth: ")
+    assert done.stderr.count("\n") == 1
     assert not path.exists()
 
 
@@ -188,6 +232,57 @@ def test_a_store_that_is_not_there_or_not_ours(run: Run, path: Path) -> None:
     path.chmod(0o644)
     said = f"dtcpauth: {path}: accessible by others; chmod 600 {path}\n"
     assert run("list", status=1).stderr == said
+
+
+def test_a_store_in_a_directory_that_cannot_be_made(run: Run, path: Path) -> None:
+    where = path.with_name("x") / "y"
+    done = run("--store", str(where / "z.db"), "add", "itojun", input=SECRET, status=1)
+    assert done.stderr == f"dtcpauth: {where.parent}: no such directory\n"
+
+
+def test_a_tunnel_that_nobody_can_end(
+    run: Run, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("add", "itojun", input=SECRET)
+    assert run("kick", "jun", status=1).stderr == "dtcpauth: jun: no such user\n"
+    assert run("kick", "itojun", status=1).stderr == "dtcpauth: itojun: has no tunnel\n"
+    monkeypatch.setattr(inquiries, "SOCKET", str(tmp_path / "dtcps.sock"))
+    monkeypatch.setattr(dtcpauth, "KICK_TIME", 0.1)
+    with contextlib.closing(Store(str(path))) as db:
+        grant = Grant(IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"))
+        db.remember(Made("itojun", "tunnelonly", grant, "gif0", "dtcps itojun", "", False, 1e9))
+        with pytest.raises(Failure, match="itojun: no dtcps is running that could end the tunnel"):
+            dtcpauth.kick(db, argparse.Namespace(user="itojun"))
+        with (
+            contextlib.closing(inquiries.local(inquiries.SOCKET)),
+            pytest.raises(Failure, match="itojun: no dtcps has ended the tunnel within 0 s; see"),
+        ):
+            dtcpauth.kick(db, argparse.Namespace(user="itojun"))
+        assert not db.is_kicked("itojun")  # nor at any later time
+
+
+READ_ONLY = """
+mount --bind {0} {0} && mount -o remount,ro,bind {0} && exec "$@"
+"""
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("words", [("list",), ("add", "jun")])
+def test_a_store_that_cannot_be_written_is_told_in_one_line(
+    run: Run, path: Path, words: tuple[str, ...]
+) -> None:
+    run("add", "itojun", input=SECRET)
+    argv = [sys.executable, str(ROOT / "dtcpauth.py"), "--store", str(path), *words]
+    script = READ_ONLY.format(path.parent)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *argv],
+        input=SECRET,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    said = f"dtcpauth: {path}: the file system is read-only; mount it for writing\n"
+    assert (done.returncode, done.stdout, done.stderr) == (77, "", said)
 
 
 # --- passwords --------------------------------------------------------------------------------
@@ -210,12 +305,26 @@ def test_what_is_weak(secret: str, why: str) -> None:
 
 
 def test_weak_passwords_are_taken_and_named(run: Run) -> None:
-    said = "itojun: weak password: it has fewer than 12 letters"
-    assert run("add", "itojun", input="secret\n").stderr == f"dtcpauth: {said}\n"
+    why = "it has fewer than 12 letters"
+    said = f"dtcpauth: itojun: weak password, taken all the same: {why}\n"
+    assert run("add", "itojun", input="secret\n").stderr == said
+    assert run("import", "--replace", "users", "-", input="itojun:new\n").stderr == said
     run("add", "jun", input=SECRET)
     done = run("check", status=1)
-    assert done.stdout.splitlines() == [said]
+    assert done.stdout.splitlines() == [f"itojun: weak password: {why}"]
     assert run("check", "jun").stdout == ""
+
+
+def test_a_day_that_is_past_is_taken_and_named(run: Run) -> None:
+    today = date.today()
+    yesterday = today - timedelta(1)
+    said = "dtcpauth: itojun: {} is past, so this user cannot log in\n"
+    done = run("add", "-e", str(yesterday), "itojun", input=SECRET)
+    assert done.stderr == said.format(yesterday)
+    assert run("list").stdout.splitlines()[1].split()[4:6] == [str(yesterday), "expired"]
+    assert run("change", "-e", "2001-01-01", "itojun").stderr == said.format("2001-01-01")
+    for words in (("-e", str(today)), ("-e", "never"), ("-t", "host")):
+        assert run("change", *words, "itojun").stderr == ""
 
 
 def test_what_else_is_odd(run: Run) -> None:
@@ -226,7 +335,7 @@ def test_what_else_is_odd(run: Run) -> None:
         "itojun: has prefixes, but may not have tunnels of type network",
         "itojun: has an address, but may not have tunnels of type host",
     ]
-    assert run("list").stdout.splitlines()[1].endswith("expired")
+    assert run("list").stdout.splitlines()[1].split()[5] == "expired"
 
 
 @pytest.mark.parametrize(
@@ -310,9 +419,9 @@ def test_the_text_files_that_dtcps_had(run: Run, path: Path, tmp_path: Path) -> 
         ("routes", "nobody 2001:db8::/48\n", "line 1: nobody: no such user; import the users"),
         ("routes", "jun 2001:db8::/48\n", "line 1: jun has prefixes already; see --replace"),
         ("routes", "kame 2001:db8:4c4::/64\n", "line 1: 2001:db8:4c4::/64 overlaps what jun has"),
-        ("json", "[{}]", "not written by dtcpauth export: 'user'"),
-        ("json", "nonsense", "not written by dtcpauth export"),
-        ("json", '[{"user": "../x", "password": "x"}]', "is no user name"),
+        ("json", "[{}]", "line 1: user 1: 'user' is missing"),
+        ("json", "nonsense", "not JSON: "),
+        ("json", '[{"user": "../x", "password": "x"}]', "invalid user name"),
     ],
 )
 def test_a_file_with_a_mistake_is_not_taken_at_all(
@@ -333,17 +442,18 @@ def test_a_store_is_copied_whole(run: Run, path: Path, tmp_path: Path) -> None:
     # Another server, where things were otherwise: a prefix has moved from one user to another.
     run("add", "-P", "2001:db8:3c3::/48", "jun", input=SECRET)
     run("add", "gone", input=SECRET)
-    assert run("import", "--replace", "json", "-", input=text).stdout == "2 users\n"
+    assert run("import", "--replace", "json", "-", input=text).stdout == "2 users, 1 deleted\n"
     assert run("export").stdout == text
 
 
-@pytest.mark.parametrize("format", ["json", "users", "routes"])
+@pytest.mark.parametrize("format", ["csv", "json", "users", "routes"])
 def test_who_is_as_the_file_says_is_not_changed(
     run: Run, path: Path, tmp_path: Path, format: str
 ) -> None:
     run("add", "-P", "2001:db8:3c3::/48", "-A", "2001:db8:1::6", "itojun", input=SECRET)
     run("add", "-P", "2001:db8:4c4::/56", "-e", "2131-12-31", "jun", input="another-wj4SNZ:x3")
     texts = {
+        "csv": run("export", "csv").stdout,
         "json": run("export").stdout,
         "users": f"itojun:{SECRET}\njun:another-wj4SNZ:x3\n",
         "routes": "itojun 2001:db8:3c3::/48\njun 2001:db8:4c4::/56\n",
@@ -367,7 +477,7 @@ def test_who_waits_for_its_input_keeps_nobody_else_waiting(run: Run, path: Path)
         # More than a pipe holds, so it is reading when this has been written.
         slow.stdin.write("# nobody\n" * 100_000)
         slow.stdin.flush()
-        run("change", "-e", "2131-12-31", "jun")  # would give up after store.PATIENCE
+        run("change", "-e", "2131-12-31", "jun")  # would give up after database.PATIENCE
         assert slow.poll() is None
         said, _ = slow.communicate(f"itojun:{SECRET}\n", timeout=30)
     assert (slow.returncode, said) == (0, "1 users\n")
@@ -421,7 +531,7 @@ def test_a_dump_of_it(run: Run, path: Path, tmp_path: Path) -> None:
     [
         (DUMPS["print"], "a dump that cannot be read"),
         (DUMPS["bytevalue"].replace("8895", "88x5"), "a dump that cannot be read"),
-        (DUMPS["bytevalue"].replace("69746f", "2e2e20"), "entry 1: '.. jun' is no user name"),
+        (DUMPS["bytevalue"].replace("69746f", "2e2e20"), "entry 1: '.. jun' is not a user name"),
         (DUMPS["bytevalue"].split(" 69")[0], "no users in it"),
         ("nonsense", "not a database that this Python can read; see dtcpauth(8) on dumps"),
         (None, "no such file"),

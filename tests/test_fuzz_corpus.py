@@ -1,4 +1,4 @@
-"""What the fuzzer has found worth keeping comes to the same end on every run: a documented one."""
+"""Every input in the fuzzer's corpus has the same, documented outcome on every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes of a server's grant: checked facts, or one line that says why not."""
+"""What a server's grant yields: checked facts, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 import pytest
 from dtcp import wire
-from dtcp.grant import BehindNat, Grant, GrantError, parse
+from dtcp.grant import BehindNat, Grant, GrantError, accept, parse
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +21,9 @@ def read(
     own: IPv4Address = OWN,
     server: IPv4Address = SERVER,
     nat: bool = False,
+    port: int | None = None,
 ) -> tuple[Grant, list[str]]:
-    return parse(reply.split(), tunnel_type, own=own, server=server, nat=nat)
+    return parse(reply.split(), tunnel_type, own=own, server=server, nat=nat, port=port)
 
 
 def granted(*inner: str, prefixes: tuple[str, ...] = (), remote: IPv4Address = SERVER) -> Grant:
@@ -166,6 +167,81 @@ def test_both_ends_may_be_on_loopback_where_the_server_is() -> None:
     assert remarks == []
 
 
+# --- over UDP ---------------------------------------------------------------------------------
+
+KEY = "00112233445566778899aabbccddeeff"
+
+
+@pytest.mark.hazard(70)
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("udp=4029", None),  # an older server of ours
+        (f"udp=4029 key={KEY}", bytes.fromhex(KEY)),
+        (f"key={KEY.upper()},udp=4029", bytes.fromhex(KEY)),
+    ],
+)
+def test_a_grant_over_udp_may_carry_a_key(words: str, key: bytes | None) -> None:
+    grant, remarks = read(f"{PAIR} {words}", "tunnelonly", port=4028)
+    assert grant == granted()._replace(ports=(4028, 4029), key=key)
+    assert remarks == []
+    assert grant.turned().turned() == grant
+
+
+@pytest.mark.hazard(70)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "key=",
+        f"key={KEY[1:]}",
+        f"key={KEY}0",
+        f"key={KEY[1:]}g",
+        f"key={KEY[1:]}\u0661",
+        f"key={KEY} key={KEY}",
+        f"key={KEY},key={KEY.upper()}",
+        f"key={KEY} key=",
+    ],
+)
+def test_an_odd_key_is_refused_and_not_shown(words: str) -> None:
+    with pytest.raises(GrantError, match=r"^the key is not one of 32 hexadecimal digits$"):
+        read(f"{PAIR} udp=4029 {words}", "tunnelonly", port=4028)
+
+
+@pytest.mark.hazard(70)
+def test_a_key_that_was_not_asked_for_is_ignored_and_not_shown() -> None:
+    remarks = ["ignored: 'udp=4029'", "ignored: 'key=********'"]
+    assert read(f"{PAIR} udp=4029 key={KEY}", "tunnelonly") == (granted(), remarks)
+    with pytest.raises(GrantError, match=r"^'key=\*{8}' stands where an address is due$"):
+        read(f"{PAIR} key={KEY}", "host")
+    with pytest.raises(GrantError, match="no UDP port"):  # and nothing without a port
+        read(f"{PAIR} key={KEY}", "tunnelonly", port=4028)
+
+
+@pytest.mark.hazard(63, 70)
+@pytest.mark.parametrize(
+    ("words", "port"),
+    [
+        (f" key={KEY}", None),
+        (f" udp=4029 key={KEY}", None),
+        (f" key={KEY}", 4028),
+        (f" key={KEY} udp=4029", 4028),
+        (f" udp=4029 key={KEY.upper()}", 4028),
+        (f" udp=4029 key={KEY} key={KEY}", 4028),
+        (f" udp=4029 key={KEY[1:]}", 4028),
+        (f" udp=4029 key={KEY} ", 4028),
+        (f" udp=4029  key={KEY}", 4028),
+    ],
+)
+def test_root_takes_a_key_in_one_spelling_and_does_not_show_it(
+    words: str, port: int | None
+) -> None:
+    right = f"{PAIR} udp=4029 key={KEY}"
+    assert accept(right, "tunnelonly", own=OWN, server=SERVER, port=4028).reply() == right
+    with pytest.raises(GrantError) as caught:
+        accept(f"{PAIR}{words}", "tunnelonly", own=OWN, server=SERVER, port=port)
+    assert KEY[1:-1] not in str(caught.value).lower()
+
+
 # --- NAT --------------------------------------------------------------------------------------
 
 
@@ -174,8 +250,8 @@ def test_a_nat_is_told_in_one_message_with_both_addresses_and_the_ways_out() -> 
     with pytest.raises(BehindNat) as caught:
         read("198.51.100.9 192.0.2.1", "tunnelonly")
     assert str(caught.value) == (
-        "our address is 203.0.113.7, but the server sees 198.51.100.9: there is a NAT between,"
-        " and protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
+        "our address is 203.0.113.7, but the server sees 198.51.100.9: there is a NAT between;"
+        " use -U -n (-n alone, if it passes protocol 41)"
     )
 
 
@@ -389,11 +465,15 @@ def grants(draw: st.DrawFn, tunnel_type: str) -> Grant:
             lambda each: IPv6Network(each, strict=False)
         )
         prefixes = draw(st.lists(networks, max_size=4, unique=True))
-    return Grant(OWN, SERVER, inner[0], inner[1], tuple(prefixes))
+    ports = draw(st.none() | st.tuples(st.just(4028), st.integers(1, 65535)))
+    key = draw(st.none() | st.binary(min_size=16, max_size=16)) if ports else None
+    return Grant(OWN, SERVER, inner[0], inner[1], tuple(prefixes), ports, key)
 
 
 @settings(max_examples=200, deadline=None)
 @given(types.flatmap(lambda each: st.tuples(st.just(each), grants(each))))
 def test_what_our_server_grants_our_client_reads(case: tuple[str, Grant]) -> None:
     tunnel_type, grant = case
-    assert read(grant.reply(), tunnel_type)[0] == grant
+    port = grant.ports and grant.ports[0]
+    assert read(grant.reply(), tunnel_type, port=port)[0] == grant
+    assert accept(grant.reply(), tunnel_type, own=OWN, server=SERVER, port=port) == grant

@@ -1,4 +1,4 @@
-"""Every line of tests/hazards.py has a test that names it; and what can be seen by reading."""
+"""Every line of tests/hazards.py has a test that names it; and checks of the source text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.hazards import HAZARDS
 from tests.running import ROOT
 from tests.trust import Figure
 
-PROGRAMS = [ROOT / "dtcpc.py", ROOT / "dtcps.py", *sorted((ROOT / "lib/dtcp").glob("*.py"))]
+PROGRAMS = [ROOT / "dtcpc.py", ROOT / "dtcps.py", *sorted((ROOT / "lib").rglob("*.py"))]
 
 
 def test_every_hazard_has_a_test_that_names_it(figure: Figure) -> None:

@@ -1,4 +1,4 @@
-"""A host that has other ideas than its tunnel: addresses, routes and undos that others have."""
+"""A host that conflicts with its tunnel: addresses, routes and undos that involve others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import pytest
 
 from lab.internet import Internet
 from lab.snapshot import difference
-from tests.running import ROOT, SERVER, Program, login, ping, serve, wait_until
+from tests.running import (
+    ROOT,
+    SERVER,
+    Program,
+    go_wrong,
+    is_watched,
+    login,
+    ping,
+    serve,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
 
@@ -28,9 +38,44 @@ def test_an_inner_address_that_we_have_already_is_refused(net: Internet, low: st
             assert client.status() == 1
         assert client.lines[-1] == (
             "dtcpc: tunnel.example.org: the server's grant makes no sense:"
-            f" 2001:db8:1::{low} is an address of this host already"
+            f" 2001:db8:1::{low} is an address of em0 already; if that is a mistake,"
+            f" `ifconfig em0 inet6 2001:db8:1::{low} -alias`"
         )
         assert difference(before, net.client.snapshot()) == []
+
+
+# What there is when dtcpc starts, and what the administrator does before the server is there.
+MEANWHILE = {
+    "a LAN interface comes into use": (
+        "ifconfig em1 inet6 ifdisabled; ifconfig em1 down",
+        "ifconfig em1 up; ifconfig em1 inet6 -ifdisabled",
+    ),
+    "an interface that was left by -o comes into use": (
+        "ifconfig gif0 create group dtcp",
+        "ifconfig gif0 tunnel 203.0.113.7 203.0.113.99 up",
+    ),
+}
+
+
+@pytest.mark.parametrize(("at_start", "later"), MEANWHILE.values(), ids=MEANWHILE)
+def test_what_has_changed_before_the_server_was_there_is_respected(
+    release: str, enclosed: None, at_start: str, later: str
+) -> None:
+    with Internet(release, lan=True) as net:
+        net.client.run(["sh", "-ec", at_start])
+        with serve(net) as server:  # which knows its users from then on
+            server.end()
+        with login(net.client, "-l", "-t", "network", "-P", "em1/1/::1") as client:
+            client.wait_for("Connection refused; trying again in")
+            net.client.run(["sh", "-ec", later])
+            before = net.client.snapshot()
+            with serve(net):
+                client.send(signal.SIGHUP)
+                client.wait_for("up after")
+                assert client.end() == 0
+        after = net.client.snapshot()
+        for looks in ("ifconfig -a", "netstat -rn"):
+            assert after[looks] == before[looks]
 
 
 @pytest.mark.hazard(11)
@@ -67,12 +112,6 @@ def test_an_undo_that_fails_is_told_and_keeps_no_other_from_being_tried(net: Int
             assert again.end() == 0
 
 
-def _is_watched(net: Internet) -> bool:
-    """Whether somebody on the client listens to rtnetlink(7)."""
-    lines = net.client.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]
-    return any(words[1] == "0" and int(words[3], 16) for words in map(str.split, lines))
-
-
 @pytest.mark.hazard(23)
 def test_an_interface_that_is_destroyed_under_us_is_made_anew(net: Internet) -> None:
     with serve(net):
@@ -80,7 +119,7 @@ def test_an_interface_that_is_destroyed_under_us_is_made_anew(net: Internet) -> 
         with login(net.client, "-l", "-t", "host") as client:
             client.wait_for("up after")
             seen = len(client.lines)
-            wait_until("it is told of changes", lambda: _is_watched(net))
+            wait_until("it is told of changes", lambda: is_watched(net))
             net.client.run(["ifconfig", "gif0", "destroy"])
             client.wait_for("lost: somebody has removed the tunnel; trying again at once")
             wait_until("back", lambda: any("up after" in line for line in client.lines[seen:]))
@@ -115,6 +154,18 @@ def test_another_of_its_name_and_number_is_not_taken_for_it(net: Internet, tmp_p
         wait_until("up again", lambda: ping(net.client))
         assert program.end() == 0
         # Nor is the other one destroyed.
+        assert net.client.run(["ifconfig", "gif0"]).stdout.startswith("gif0: flags=8010<")
+
+
+@pytest.mark.hazard(66)
+def test_a_roll_back_spares_another_of_its_name(net: Internet) -> None:
+    """Somebody removes our new interface, and makes one of that name, while we set it up."""
+    go_wrong(net, {"command": "ifconfig", "match": ["inet6", "alias"], "do": "hang"})
+    with serve(net), login(net.client, "-t", "host") as client:
+        client.wait_for("# ifconfig gif0 inet6 .* alias")
+        net.client.run(["sh", "-ec", "ifconfig gif0 destroy; ifconfig gif0 create"])
+        assert client.status(30) == 1
+        client.wait_for("the tunnel could not be made: ifconfig gif0 inet6 .* alias: ")
         assert net.client.run(["ifconfig", "gif0"]).stdout.startswith("gif0: flags=8010<")
 
 

@@ -19,7 +19,7 @@ import pytest
 from lab.internet import CLIENT4, SERVER4, SERVER_NAME, Internet
 from lab.machine import machine
 from lab.snapshot import Snapshot, difference
-from tests.running import PREFIX, Program, login, serve, set_users
+from tests.running import PREFIX, Program, login, serve, set_users, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -307,7 +307,7 @@ def test_a_server_that_nobody_knows(lab: Lab) -> None:
 
 
 def test_no_answer_to_the_connection(lab: Lab) -> None:
-    why = "Connection timed out"
+    why = "Connection timed out; does a packet filter on the way drop it?"
     gives(lab.slow[BLACK_HOLE], BLACK_HOLE, TRY_AGAIN, why, 20)
 
 
@@ -405,8 +405,13 @@ def test_what_the_host_reaches_is_not_taken_from_it(net: Internet) -> None:
 
 
 @pytest.mark.hazard(61)
-def test_nor_at_a_second_login(net: Internet) -> None:
-    with serve(net), login(net.client, "-l", "-t", "network") as client:
+@pytest.mark.parametrize("first", ["2001:db8:3c3::/48", "2001::/16"])
+def test_nor_at_a_second_login(net: Internet, first: str) -> None:
+    """Nor where the first grant was around it."""
+    with ExitStack() as stack:
+        stack.enter_context(serve(net))
+        set_users(net.server, "", f"itojun {first}\n")
+        client = stack.enter_context(login(net.client, "-l", "-t", "network"))
         client.wait_for("up after")
         net.client.run(["ifconfig", "em0", "inet6", "2001:db8:5:1::7", "prefixlen", "64"])
         net.client.run(["route", "-n", "add", "-inet6", ROUTED, "2001:db8:5:1::1"])
@@ -417,6 +422,37 @@ def test_nor_at_a_second_login(net: Internet) -> None:
         for looks in ("ifconfig -a", "netstat -rn"):
             assert net.client.snapshot()[looks] == before[looks]
         assert client.end() == 0
+
+
+# What -P wants of a prefix around a network of ours, or of that network, and the address it makes.
+ON_THE_LAN = {
+    "around": ("em1/1/::1", "2001:db8:5::/48"),
+    "the same": ("em1/0/::1", "2001:db8:5:1::/64"),
+    "an address": ("em1/1/::1/128", "2001:db8:5::/48"),
+}
+
+
+@pytest.mark.hazard(61)
+def test_nor_by_an_address_of_the_lan(release: str, enclosed: None) -> None:
+    with Internet(release, lan=True) as net, serve(net):
+        net.client.run(["ifconfig", "em0", "inet6", "2001:db8:5:1::7", "prefixlen", "64"])
+        before = net.client.snapshot()
+        for delegation, prefix in ON_THE_LAN.values():
+            set_users(net.server, "", f"itojun {prefix}\n")
+            with login(net.client, "-t", "network", "-P", delegation) as client:
+                assert client.status() == FAILED
+                assert client.lines[-1].endswith(
+                    "the server's grant makes no sense: 2001:db8:5:1::1 lies in"
+                    " 2001:db8:5:1::/64, which this host reaches without the tunnel"
+                )
+            assert difference(before, net.client.snapshot()) == []
+        # To the interface that is connected to it it takes nothing, and it comes back as it was.
+        with login(net.client, "-l", "-t", "network", "-P", "em0/1/::1") as client:
+            client.wait_for("up after")
+            client.send(signal.SIGHUP)
+            wait_until("again", lambda: sum("up after" in line for line in client.lines) == 2)
+            assert client.end() == 0
+        assert difference(before, net.client.snapshot()) == []
 
 
 # Words that a shell, or a command, would take for something else.
@@ -455,6 +491,6 @@ def test_a_nat_is_told_and_the_server_gets_a_goodbye(lab: Lab) -> None:
         server.wait_for(r"^20999 heard 'quit\\r\\n'$")
     assert program.lines[1:] == [
         f"dtcpc: our address is {CLIENT4}, but the server sees 198.51.100.9: there is a NAT"
-        " between, and protocol 41 seldom passes one; -n (1:1 NAT) or -U (any NAT) may help"
+        " between; use -U -n (-n alone, if it passes protocol 41)"
     ]
     is_as_it_was(lab)

@@ -66,7 +66,7 @@ def test_a_start_after_it_is_like_a_clean_one(net: Internet, rows: Rows) -> None
         ran = [line.partition("# ")[2] for line in client.lines if "dtcpc: # " in line]
         commands = [line for line in ran if not re.match("kill |route -n monitor", line)]
         points = [n for n, line in enumerate(commands) if not fault_table.is_look(line)]
-        assert len(points) >= 18
+        assert len(points) >= 14
         for number in rows(points):
             kind = ("kill", "kill-late")[number % 2]
             go_wrong(net, {"nth": number + 1, "do": kind})

@@ -1,11 +1,14 @@
-"""What the newcomer is shown is true, in every type and release, or said not to be."""
+"""What the demo shows is true, for every type and release, or the demo says it is not."""
 
 import re
+import sys
 
+import pexpect
 import pytest
 
-from lab import demo
+from lab import SLOW, demo
 from lab.machine import machine
+from tests.running import ROOT
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
@@ -18,7 +21,19 @@ def test_everything_shown_holds(kind: str, release: str, capfd: pytest.CaptureFi
     assert re.search("3 packets transmitted, 3 (packets )?received", said.out)
     assert "proto IPv6 (41)" in said.out
     assert "\x1b" not in said.out
-    assert max(map(len, said.out.splitlines())) <= 100
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert re.search("^ +Destination +Gateway +Flags +Netif Expire$", said.out, re.M)
+
+
+def test_a_terminal_has_lines_as_long_as_it_is_wide() -> None:
+    words = ["-m", "lab", "demo", "--type", "network"]
+    with pexpect.spawn(
+        sys.executable, words, cwd=str(ROOT), timeout=60 * SLOW, dimensions=(24, 120)
+    ) as terminal:
+        terminal.expect(pexpect.EOF)
+    said = re.sub("\x1b[^m]*m", "", terminal.before.decode())
+    assert terminal.exitstatus == 0
+    assert 100 < max(map(len, said.splitlines())) <= 120
 
 
 def test_what_does_not_hold_ends_it_with_one_line(

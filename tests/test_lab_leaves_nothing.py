@@ -1,7 +1,7 @@
-"""An enclosure leaves nothing behind, however it ends, and tells how it ended.
+"""An enclosure leaves nothing behind, however it ends, and reports how it ended.
 
-These tests run in an enclosure themselves, so each one started here lies in
-another: what they look at is the outer one.
+These tests run in an enclosure themselves, so each one started here is inside
+another: they examine the outer one.
 """
 
 import os
@@ -42,6 +42,19 @@ with Internet() as net:
         open("/run/left", "w").close()
     print("busy", flush=True)
     input()
+"""
+# Ends when a process without a parent is gone, once it has ended: nobody but the enclosure can wait
+# for it.
+ORPHAN = """
+import os, subprocess, time
+words = ["sh", "-c", "true & echo $!"]
+orphan = int(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
+try:
+    while True:
+        os.kill(orphan, 0)
+        time.sleep(0.01)
+except ProcessLookupError:
+    print("gone")
 """
 outer_state = machine.traces
 
@@ -189,6 +202,15 @@ def test_the_status_of_the_command_is_passed_on(command: list[str], status: int)
         LAB_RUN + command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, timeout=10 * SLOW
     )
     assert run.returncode == status
+
+
+def test_an_orphan_that_has_ended_is_gone_while_the_run_lasts() -> None:
+    """Who looks whether a daemon still lives must not find what is left of it."""
+    words = [*LAB_RUN, sys.executable, "-c", ORPHAN]
+    run = subprocess.run(
+        words, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=10 * SLOW
+    )
+    assert (run.returncode, run.stdout) == (0, b"gone\n")
 
 
 def test_whoever_is_not_root_is_told_so(

@@ -1,4 +1,4 @@
-"""The lab's `route monitor`: the same news in the words of each release."""
+"""The lab's `route monitor`: the same events in the words of each release."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 error marked ``2> ``, ``[exit N]``. Here the same command lines are played, in their order, on a
 host of the lab that is set up as the recorded machine was, and every answer is compared.
 
-Where the lab knowingly says something else, ``EXCEPTIONS`` says so line by line, and a line that
-needs no exception any more is an error.
+Where the lab knowingly differs, ``EXCEPTIONS`` says so line by line, and an exception that is no
+longer needed is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,10 @@ from lab.internet import CLIENT4, FAR6, SERVER4, Internet
 from lab.linux import join
 from lab.machine import End
 from lab.snapshot import difference as difference_of
+from tests.recordings import RECORDINGS, Answer, Line, parse
 
 pytestmark = [pytest.mark.proves_lab, pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
-RECORDINGS = Path(__file__).parent / "freebsd"
 FILES = [
     "01-gif-lifecycle",
     "02-inet6-addresses",
@@ -62,7 +61,9 @@ KERNEL = "The messages of the kernel and the list of its modules are FreeBSD's."
 NO_PING = "ping(8) is Linux's here: it does not speak FreeBSD."
 NDP = "No ndp(8): the client does not call it."
 SETFIB = "No setfib(1): the client does not call it."
-COUNTERS = "netstat(1) without -r, and no sockstat(1): the client looks at no sockets or counters."
+COUNTERS = (
+    "Linux counts other packets, and not by address; no sockstat(1), no sockets in netstat(1)."
+)
 LIBXO = "No --libxo: the client reads text."
 MONITOR = "The events are those of Linux: others, and in another order."
 SERVICE = "No rc(8) and no jail(8)."
@@ -163,48 +164,6 @@ EXCEPTIONS = {
     "21-probes:40 jail": SERVICE,
     "21-probes:41 jail": SERVICE,
 }
-
-
-@dataclass
-class Answer:
-    """What a command printed, and its exit status."""
-
-    out: str
-    err: str
-    status: int
-
-
-@dataclass
-class Line:
-    """A recorded command line."""
-
-    name: str  # file:number command
-    command: str
-    answer: Answer
-    heading: str  # of the part of the recording it stands in
-
-
-def parse(file: Path) -> list[Line]:
-    """The command lines of a recording, and what the real commands said."""
-    lines: list[Line] = []
-    open_line, heading = False, ""
-    for text in file.read_text().splitlines():
-        if not open_line and text.startswith("# "):
-            command = text[2:]
-            name = f"{file.stem}:{len(lines) + 1} {command}"
-            lines.append(Line(name, command, Answer("", "", 0), heading))
-            open_line = True
-        elif not open_line:
-            # Other headings are about smaller parts, other lines the log of the far end.
-            heading = text if text.startswith("--- === ") else heading
-        elif text.startswith("2> "):
-            lines[-1].answer.err += text[3:] + "\n"
-        elif match := re.fullmatch(r"\[exit (\d+)\].*", text):
-            lines[-1].answer.status = int(match.group(1))
-            open_line = False
-        else:
-            lines[-1].answer.out += text + "\n"
-    return lines
 
 
 # --- what varies from one machine to another ------------------------------------------------
@@ -423,6 +382,44 @@ def test_an_exception_is_for_a_recorded_line(beginning: str) -> None:
     for release in releases:
         lines = parse(RECORDINGS / release / f"{file}.txt")
         assert any(line.name.startswith(" ".join(words)) for line in lines)
+
+
+def test_counters_are_shown_as_recorded(machine: Host, release: str) -> None:
+    """But for what was counted."""
+    (recorded,) = (
+        line.answer.out
+        for line in parse(RECORDINGS / release / "03-route.txt")
+        if line.command == "netstat -I gif0 -n"
+    )
+    sh(
+        machine,
+        """ifconfig gif0 create tunnel 10.99.0.2 10.99.0.1
+        ifconfig gif0 inet6 2001:db8:0:1::2 2001:db8:0:1::1 prefixlen 128""",
+    )
+    shown = sh(machine, "netstat -I gif0 -n")
+    number = re.compile(r"( +)\d+(?= |$)", re.MULTILINE)
+
+    def uncounted(text: str) -> str:
+        return number.sub(lambda found: " " * (len(found[0]) - 1) + "N", text)
+
+    assert uncounted(shown) == uncounted(recorded)
+    wide = sh(machine, "netstat -I gif0 -b -n -W")
+    assert [len(line.split()) for line in wide.splitlines()] == [12] * 4
+    assert "Idrop     Ibytes    Opkts Oerrs     Obytes  Coll" in wide
+    assert "fe80::%gif0/64 " in wide
+    assert len(sh(machine, "netstat -I gif9 -b -n -W").splitlines()) == 1
+
+
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_what_looks_at_everything_takes_long_in_a_crowd(machine: Host) -> None:
+    """A host with many interfaces, of which netstat and ifconfig see all, or one."""
+    machine.write("/run/freebsd/crowd", "20000", 0o644)
+    for words in ("ifconfig -a", "ifconfig", "netstat -rnW -f inet6", "netstat -i -b -n -W"):
+        with pytest.raises(subprocess.TimeoutExpired):
+            machine.run(words.split(), timeout=1)
+    for words in ("ifconfig vtnet0", "ifconfig -g gif", "netstat -I vtnet0 -b -n -W"):
+        machine.run(words.split(), timeout=30)
+    machine.run(["route", "-n", "get", "-inet6", "fd99::1"], timeout=30)
 
 
 # --- what is said is done -------------------------------------------------------------------

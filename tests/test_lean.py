@@ -1,7 +1,7 @@
-"""The package sh, imported without what it does not need for us.
+"""The sh package, imported without the parts we do not need.
 
-With the `sh` that is installed: under tox once with the newest and once with the oldest that we
-allow, in FreeBSD's port with the one that it depends on.
+Uses the installed `sh`: under tox once the newest and once the oldest that we
+allow, in FreeBSD's port the one that it depends on.
 """
 
 from __future__ import annotations

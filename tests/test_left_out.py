@@ -1,4 +1,4 @@
-"""What is left out on FreeBSD is named, and what is named is there."""
+"""Tests excluded on FreeBSD are named, and every name exists."""
 
 from __future__ import annotations
 

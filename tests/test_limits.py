@@ -1,4 +1,4 @@
-"""Limits, timers and settings of the server, without one."""
+"""Limits, timers and settings of the server, without a server."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import math
 import subprocess
 import sys
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
-from dtcp import limits, settings
-from dtcp.limits import Penalties, Quiet
-from dtcp.settings import Settings, SettingsError
-from dtcp.store import Store, User
-from dtcp.timers import Timers
+from dtcp import daemon
+from dtcp.server import limits, pools, settings
+from dtcp.server.limits import Penalties, Quiet
+from dtcp.server.settings import Settings, SettingsError
+from dtcp.server.store import Store, User
+from dtcp.server.timers import Timers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,55 +24,120 @@ from tests.running import ROOT
 # --- penalties --------------------------------------------------------------------------------
 
 
+HERE, THERE = IPv4Address("203.0.113.7"), IPv4Address("203.0.113.8")
+
+
 def test_penalties_double_and_have_an_end() -> None:
-    penalties = Penalties(1, 60)
-    waits = [penalties.fail("who", 0.0) for _ in range(9)]
-    assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert penalties.left("who", 10.0) == 50
-    assert penalties.left("who", 60.0) == 0
-    assert penalties.left("another", 0.0) == 0
+    penalties = Penalties(1)
+    waits = [penalties.fail(HERE, "who", 0.0) for _ in range(10)]
+    assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert penalties.left(HERE, "who", 10.0) == 50
+    assert penalties.left(HERE, "who", 60.0) == 0
+    assert Penalties(300).fail(HERE, "who", 0.0) == 0
+    slow = Penalties(300)
+    assert [slow.fail(HERE, "who", 0.0) for _ in range(3)] == [0, 300, 300]
 
 
-def test_who_has_logged_in_is_forgiven_and_who_has_been_quiet() -> None:
-    penalties = Penalties(1, 60)
+@pytest.mark.hazard(68)
+def test_nobody_waits_for_what_others_did() -> None:
+    """Neither the neighbor at the same address, nor the user whose name is used elsewhere."""
+    penalties = Penalties(1)
+    for _ in range(limits.FAILURES - 1):
+        penalties.fail(HERE, "who", 0.0)
+    assert penalties.left(HERE, "who", 0.0) > 0
+    assert penalties.left(HERE, "neighbor", 0.0) == 0
+    assert penalties.left(THERE, "who", 0.0) == 0
+    assert not penalties.crowded(HERE, 0.0)
+    penalties.fail(HERE, "another", 1.0)
+    assert penalties.crowded(HERE, 1.0)
+    assert not penalties.crowded(THERE, 1.0)
+
+
+@pytest.mark.hazard(68)
+def test_a_login_forgives_nobody_else() -> None:
+    penalties = Penalties(1)
+    for _ in range(limits.FAILURES):
+        penalties.fail(HERE, "who", 0.0)
+    penalties.forgive(HERE, "neighbor")
+    penalties.forgive(THERE, "who")
+    assert penalties.left(HERE, "who", 0.0) == 60
+    penalties.forgive(HERE, "who")
+    assert penalties.left(HERE, "who", 0.0) == 0
+    assert penalties.crowded(HERE, 0.0), "which says nothing of the others there"
+
+
+@given(gaps=st.lists(st.integers(0, 6), min_size=60, max_size=200))
+def test_an_address_has_so_many_failures_a_minute(gaps: list[int]) -> None:
+    penalties, now, looked_at = Penalties(1), 0.0, list[float]()
+    for number, gap in enumerate(gaps):
+        now += gap / 2
+        if not penalties.crowded(HERE, now):
+            penalties.fail(HERE, f"user{number}", now)
+            looked_at.append(now)
+    for each in looked_at:
+        assert sum(each <= other < each + limits.PERIOD for other in looked_at) <= limits.FAILURES
+
+
+def test_who_has_been_quiet_is_forgiven() -> None:
+    penalties = Penalties(1)
     for _ in range(5):
-        penalties.fail("who", 0.0)
-    penalties.forgive("who")
-    assert penalties.left("who", 0.0) == 0
-    for _ in range(5):
-        penalties.fail("who", 0.0)
-    assert penalties.fail("who", 8 + limits.FORGET + 1) == 0
+        penalties.fail(HERE, "who", 0.0)
+    assert penalties.fail(HERE, "who", 8 + limits.FORGET + 1) == 0
 
 
-def test_the_table_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_penalties_nobody_waits() -> None:
+    penalties = Penalties(0)
+    assert {penalties.fail(HERE, "who", 0.0) for _ in range(100)} == {0}
+    assert not penalties.crowded(HERE, 0.0)
+    assert len(penalties) == 0
+
+
+def test_the_tables_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LARGEST", 100)
-    penalties = Penalties(1, 60)
+    penalties = Penalties(1)
     for number in range(10000):
-        penalties.fail(number, number / 1000)
-    assert len(penalties) == 100
-    penalties.fail("late", 10000.0)
-    assert len(penalties) == 1  # nobody else has mattered for long
+        penalties.fail(IPv4Address(number), "who", number / 1000)
+    assert len(penalties) == 200
+    penalties.fail(HERE, "late", 10000.0)
+    assert len(penalties) == 2  # nobody else has mattered for long
 
 
 # --- the log ----------------------------------------------------------------------------------
 
 
+class Said(daemon.Log):
+    """A log, and a clock."""
+
+    def __init__(self) -> None:
+        super().__init__("dtcps")
+        self.lines: list[str] = []
+        self.now = 0.0
+        self.quiet = Quiet(self, lambda: self.now)
+
+    def notice(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def test_so_many_lines_a_second_and_the_rest_counted() -> None:
-    quiet = Quiet(3)
-    said = [quiet.say("scan", 0.001 * number) for number in range(1000)]
-    assert [say for say, _ in said].count(True) == 3
-    assert quiet.say("other", 0.5) == (True, 0)
-    assert quiet.say("scan", 1.5) == (True, 997)
-    assert quiet.say("scan", 1.5) == (True, 0)
+    said = Said()
+    for number in range(1000):
+        said.now = 0.0009 * number
+        said.quiet.notice("scan", "x")
+    assert said.lines == ["x"] * limits.LINES
+    said.quiet.notice("other", "y")
+    said.now = 1.5
+    said.quiet.notice("scan", "x")
+    said.quiet.notice("scan", "x")
+    assert said.lines[limits.LINES :] == ["y", "x (and 995 more like this)", "x"]
 
 
 def test_what_was_not_said_is_told_in_the_end() -> None:
-    quiet = Quiet(1)
+    said = Said()
     for _ in range(10):
-        quiet.say("scan", 0.0)
-    assert quiet.kept(0.5) == []
-    assert quiet.kept(1.5) == [("scan", 9)]
-    assert quiet.kept(9.9) == []
+        said.quiet.notice("scan", "x")
+    for said.now in (0.5, 1.5, 9.9):
+        said.quiet.catch_up()
+    assert said.lines == ["x"] * limits.LINES + ["scan: 5 more"]
 
 
 # --- timers -----------------------------------------------------------------------------------
@@ -137,8 +203,8 @@ def test_each_is_due_when_it_says_and_never_twice(acts: list[tuple[int, int | No
 
 
 def test_what_is_not_said_is_as_it_always_is() -> None:
-    assert settings.parse("", "x") == Settings()
-    assert settings.parse("# a remark\n\n   \n", "x") == Settings()
+    assert settings.parse("", "x") == (Settings(), [])
+    assert settings.parse("# a remark\n\n   \n", "x") == (Settings(), [])
 
 
 def test_everything_can_be_said() -> None:
@@ -153,19 +219,13 @@ store = /var/db/other.db
 mtu = 1400
 connections = 100
 connections-per-address=2
-logins-per-connection = 2
-line-length = 256
-login-time = 10
-idle-time = 120
 adopt-time = 0
 penalty = 2
-penalty-most = 600
-log-lines = 3
 metrics = 127.0.0.1:9123
 """
-    found = settings.parse(text, "x")
+    found, remarks = settings.parse(text, "x")
+    assert not remarks
     assert all(getattr(found, name) != getattr(Settings(), name) for name in Settings._fields)
-    settings.check(found, "x")
 
 
 @pytest.mark.parametrize(
@@ -181,20 +241,22 @@ metrics = 127.0.0.1:9123
         ("mtu = -1", "'-1' is not a number"),
         ("prefix = 2001:db8::/120", "'2001:db8::/120' is too small"),
         ("prefix = ::/0", "'::/0' is too large: /16 is the largest"),
-        ("prefix = x", "'x' is no IPv6 prefix"),
+        ("prefix = x", "'x' is not an IPv6 prefix"),
+        ("prefix = 2001:db8::1/64", "2001:db8::1/64 is an address in a prefix; the prefix is 2001"),
         ("delegate = 2001:db8::/40", "'2001:db8::/40' is not: prefix/length /length"),
+        ("delegate = 2001:db8::/40 /²", "'2001:db8::/40 /\\xb2' is not: prefix/length /length"),
+        ("delegate = 2001:db8::/40 /٤٨", "u0664\\u0668' is not: prefix/length /length"),
         ("delegate = 2001:db8::/40 /32", "cannot be cut into /32"),
         ("delegate = 2001:db8:9::/48 /48", "2001:db8:9::/48 cannot be cut into /48"),
         ("delegate = ::/0 /48", "'::/0': only /16 to /64 can be delegated"),
         ("delegate = 2001:db8:9:2::/63 /64\ndelegate = 2001:db8:9::/48 /64", "overlaps"),
-        ("unreachable = 192.0.2.0/24", "'192.0.2.0/24' is no IPv6 prefix"),
+        ("unreachable = 192.0.2.0/24", "'192.0.2.0/24' is not an IPv6 prefix"),
         ("unreachable = ::/0", "'::/0': only /16 to /64 can be delegated"),
-        ("listen = localhost", "'localhost' is no IPv4 address"),
+        ("listen = localhost", "invalid IPv4 address: 'localhost'"),
         ("store = dtcps.db", "'dtcps.db' is not an absolute path"),
-        ("idle-time = 60", "'60' is not a number from 90 to 86400"),
         ("metrics = 0.0.0.0:9123", "is not: loopback-address:port"),
         ("metrics = 127.0.0.1", "is not: loopback-address:port"),
-        ("mtu = 1400\nmtu = 1400", "mtu is there already"),
+        ("mtu = 1400\nmtu = 1400", "mtu is given twice"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, why: str) -> None:
@@ -205,15 +267,31 @@ def test_a_wrong_line_is_named(line: str, why: str) -> None:
     assert why in str(caught.value)
 
 
+def test_what_can_no_longer_be_set_is_said_and_does_no_harm() -> None:
+    text = "line-length = 256\nmtu = 1400\nlogin-time = nonsense\n"
+    assert settings.parse(text, "/etc/x.conf") == (
+        Settings(mtu=1400),
+        [
+            "/etc/x.conf:1: line-length is now fixed at 512; remove this line",
+            "/etc/x.conf:3: login-time is now fixed at 60; remove this line",
+        ],
+    )
+    _, remarks = settings.parse("".join(f"{key} = 7\n" for key in settings._FIXED), "x")
+    assert len(remarks) == len(settings._FIXED) == 6
+
+
 def test_pools_of_different_kinds_must_not_overlap() -> None:
-    found = settings.parse("prefix = 2001:db8:4001::\ndelegate = 2001:db8:4000::/40 /48", "x")
-    with pytest.raises(SettingsError, match="x: 2001:db8:4000::/40 overlaps 2001:db8:4001::/64"):
-        settings.check(found, "x")
+    text = "delegate = 2001:db8:4000::/40 /48"
+    why = "x:1: 2001:db8:4000::/40 overlaps 2001:db8:4001::/64"
+    with pytest.raises(SettingsError, match=why):
+        settings.parse(text, "x", pools.pairs("2001:db8:4001::"))
+    both, _ = settings.parse(f"unreachable = 2001:db8:4000::/36\n{text}", "x")
+    assert both.unreachable
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     path = str(tmp_path / "dtcps.conf")
-    assert settings.read(path, needed=False) == Settings()
+    assert settings.read(path, needed=False) == (Settings(), [])
     with pytest.raises(SettingsError, match="no such file"):
         settings.read(path, needed=True)
     (tmp_path / "dtcps.conf").mkdir()
@@ -251,3 +329,20 @@ def test_what_is_a_users_for_ever_is_checked(tmp_path: Path, line: str, said: st
         assert done.stderr.startswith(f"dtcps: itojun has 2001:db8:3c3::/48, {said}")
     else:
         assert done.stderr == ""
+
+
+def test_a_file_of_an_earlier_version_is_taken_with_a_warning(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with contextlib.closing(Store(str(tmp_path / "dtcps.db"), create=True)):
+        pass
+    path = tmp_path / "dtcps.conf"
+    path.write_text(f"store = {tmp_path / 'dtcps.db'}\nidle-time = 600\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "dtcps.py"), "--check", "--config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stderr == f"dtcps: {path}:2: idle-time is now fixed at 300; remove this line\n"

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dtcp import cli, plan, settings, store, wire
+from dtcp import errors, plan, wire
+from dtcp.client import backoff, news, options, probe
+from dtcp.server import admission, database, limits, presence, settings, store
 
 import dtcpauth
 import dtcpc
@@ -20,7 +22,7 @@ from tests.port import packing_list
 from tests.running import ROOT
 
 PAGES = sorted((ROOT / "man").glob("*.[1-9]"))
-PROGRAMS = [(dtcpc, "dtcpc"), (dtcps, "dtcps")]
+PROGRAMS = [(options, "dtcpc"), (dtcps, "dtcps")]
 # What every program answers to, and no usage line has to tell.
 EVERYWHERE = {"-h", "--help", "--version"}
 
@@ -116,6 +118,15 @@ def test_the_same_options_everywhere(module: object, program: str) -> None:
     assert _in_usage(parser) | EVERYWHERE == taken
 
 
+@pytest.mark.parametrize(("module", "program"), PROGRAMS)
+def test_the_help_is_in_groups_and_fits_a_terminal(module: object, program: str) -> None:
+    text = module.parser().format_help()  # type: ignore[attr-defined]
+    titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert len(titles) > 3
+    assert not {"positional arguments", "options"} & set(titles)
+    assert max(map(len, text.splitlines())) < 80
+
+
 def test_the_same_commands_and_options_of_dtcpauth_everywhere() -> None:
     top = dtcpauth.parser()
     (commands,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
@@ -151,6 +162,7 @@ def test_the_keys_of_the_configuration() -> None:
     page = _section("dtcps.conf.5", "DESCRIPTION")
     named = re.findall(r"^\.It Cm (\S+)", page, re.MULTILINE)
     assert named == sorted(keys)
+    assert all(re.search(rf"^\.Cm {key} ", page, re.M) for key in settings._FIXED)
     assert {each.replace("-", "_") for each in keys} == set(settings.Settings._fields)
     starred = set(re.findall(r"^\.It Cm (\S+) No \*", page, re.MULTILINE))
     assert starred == set(settings._SEVERAL)
@@ -158,7 +170,7 @@ def test_the_keys_of_the_configuration() -> None:
     shown = re.findall(r"^#([a-z-]+) = (.*)$", sample, re.MULTILINE)
     assert {key for key, _ in shown} == keys
     # What is no example is the default, and all of it can be used as it is.
-    said = settings.parse("\n".join(f"{key} = {value}" for key, value in shown), "sample")
+    said, _ = settings.parse("\n".join(f"{key} = {value}" for key, value in shown), "sample")
     defaults = settings.Settings()
     examples = {"prefix", "delegate", "unreachable", "metrics"}
     for key in keys - examples:
@@ -169,7 +181,11 @@ def test_the_keys_of_the_configuration() -> None:
 
 
 def test_the_environment_of_the_script() -> None:
-    code = set(re.findall(r"\bDTCP_[A-Z]+\b", (ROOT / "dtcpc.py").read_text(encoding="utf-8")))
+    code = set(
+        re.findall(
+            r"\bDTCP_[A-Z_]+\b", (ROOT / "lib/dtcp/client/news.py").read_text(encoding="utf-8")
+        )
+    )
     named = set(re.findall(r"^\.It Ev (DTCP_\w+)", _source("dtcpc.8"), re.MULTILINE))
     assert code == named
     assert code
@@ -179,9 +195,9 @@ def test_the_environment_of_the_script() -> None:
 @pytest.mark.parametrize(
     ("program", "statuses"),
     [
-        ("dtcpc", (cli.OK, cli.FAILED, cli.USAGE, cli.TRY_AGAIN, cli.NOT_ALLOWED)),
-        ("dtcpauth", (cli.OK, cli.FAILED, cli.USAGE, cli.NOT_ALLOWED)),
-        ("dtcps", (cli.OK, cli.FAILED, cli.USAGE, cli.NOT_ALLOWED)),
+        ("dtcpc", (errors.OK, errors.FAILED, errors.USAGE, errors.TRY_AGAIN, errors.NOT_ALLOWED)),
+        ("dtcpauth", (errors.OK, errors.FAILED, errors.USAGE, errors.NOT_ALLOWED)),
+        ("dtcps", (errors.OK, errors.FAILED, errors.USAGE, errors.NOT_ALLOWED)),
     ],
 )
 def test_the_exit_statuses(program: str, statuses: tuple[int, ...]) -> None:
@@ -189,7 +205,7 @@ def test_the_exit_statuses(program: str, statuses: tuple[int, ...]) -> None:
     assert sorted(map(int, named)) == sorted(statuses)
 
 
-_STEM = dtcpc.PID_FILE.removesuffix(".pid")
+_STEM = options.PID_FILE.removesuffix(".pid")
 
 
 @pytest.mark.parametrize(
@@ -198,8 +214,8 @@ _STEM = dtcpc.PID_FILE.removesuffix(".pid")
         (
             "dtcpc.8",
             {
-                dtcpc.AUTH_FILE,
-                dtcpc.PID_FILE,
+                options.AUTH_FILE,
+                options.PID_FILE,
                 f"{_STEM}.state",
                 f"{_STEM}.rtadvd.pid",
                 f"{_STEM}.rtadvd.sock",
@@ -208,7 +224,7 @@ _STEM = dtcpc.PID_FILE.removesuffix(".pid")
         ("dtcps.8", {store.PATH, dtcps.PID_FILE, dtcps.SOCKET, settings.PATH}),
         ("dtcps.conf.5", {settings.PATH, f"{settings.PATH}.sample"}),
         ("dtcpauth.8", {store.PATH}),
-        ("dtcpc.auth.5", {dtcpc.AUTH_FILE}),
+        ("dtcpc.auth.5", {options.AUTH_FILE}),
     ],
 )
 def test_the_default_files(page: str, files: set[str]) -> None:
@@ -244,35 +260,59 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
     assert named - made - _NOT_OURS <= _installed()
 
 
-def test_the_variables_of_rc_conf() -> None:
-    script = (ROOT / "rc.d/dtcpc").read_text(encoding="ascii")
-    taken = set(re.findall(r"^# (dtcpc_[a-z]+)=", script, re.MULTILINE))
-    assert {"dtcpc_enable", "dtcpc_server", "dtcpc_profiles"} <= taken
-    named = re.findall(r"^\.It Va (dtcpc_\w+)$", _source("dtcpc.8"), re.MULTILINE)
-    assert set(named) == taken
+@pytest.mark.parametrize("program", ["dtcpc", "dtcps"])
+def test_the_variables_of_rc_conf_and_the_commands(program: str) -> None:
+    script = (ROOT / "rc.d" / program).read_text(encoding="ascii")
+    told = set(re.findall(rf"^# ({program}_[a-z]+(?:_min)?)=", script, re.MULTILINE))
+    code = re.sub(r"(?m)^\s*#.*$", "", script)
+    read = set(re.findall(rf"\$\{{?({program}_[a-z_]+)", code))
+    # By name, so that one tunnel of several can have its own.
+    read |= {f"{program}_{word}" for word in re.findall(r"_(?:value|check_word) ([a-z]+)", code)}
+    assert {f"{program}_enable", f"{program}_flags"} <= read == told
+    page = _section(f"{program}.8", "DESCRIPTION").partition(".Ss Starting with the system\n")[2]
+    assert set(re.findall(rf"^\.It Va ({program}_\w+)$", page, re.MULTILINE)) == read
+    (commands,) = re.findall(r'^extra_commands="(.*)"$', script, re.MULTILINE)
+    for command in ("start", "stop", "restart", "status", "poll", *commands.split()):
+        assert re.search(rf"^\.Cm {command}\b", page, re.MULTILINE), command
 
 
 @pytest.mark.parametrize(
     ("page", "number"),
     [
         ("dtcpc.8", wire.PORT),
-        ("dtcpc.8", dtcpc.UDP_PORT),
+        ("dtcpc.8", options.UDP_PORT),
         ("dtcpc.8", plan.MTU_LEAST),
         ("dtcpc.8", plan.MTU_MOST),
-        ("dtcpc.8", f"{dtcpc.LONGEST:.0f} seconds"),
-        ("dtcpc.8", f"{dtcpc.SOON:.0f} seconds after a loss"),
+        ("dtcpc.8", f"{backoff.LONGEST:.0f} seconds"),
+        ("dtcpc.8", f"{backoff.SOON:.0f} seconds after a loss"),
         ("dtcpc.8", f"gone for {dtcpc.GONE_TIME:.0f} seconds"),
         ("dtcpc.8", f"no server for {dtcpc.GIVE_UP_TIME / 60:.0f} minutes"),
-        ("dtcpc.8", f"every {dtcpc.HEARTBEAT:.0f} seconds"),
+        ("dtcpc.8", f"takes {probe.FIRST_LIMIT:.0f} seconds if none is"),
+        ("dtcpc.8", f"come back in {probe.FIRST_LIMIT:.0f} s"),
+        ("dtcpc.8", f"every {probe.KEEP_ALIVE:.0f} seconds"),
         ("dtcpc.8", f"Every {wire.PING_INTERVAL:.0f} seconds"),
         ("dtcpc.8", f"within {wire.PING_TIME:.0f} seconds"),
-        ("dtcpc.8", f"It may take {dtcpc.SCRIPT_TIME:.0f} seconds"),
+        ("dtcpc.8", f"It may take {news.SCRIPT_TIME:.0f} seconds"),
         ("dtcpauth.8", f"fewer than {dtcpauth.SHORT} letters"),
         ("dtcpauth.8", f"fewer than {dtcpauth.FEW} different letters"),
-        ("dtcpauth.8", f"for {store.PATIENCE:.0f} s"),
+        ("dtcpauth.8", f"for {database.PATIENCE:.0f} s"),
         ("dtcps.8", wire.PORT),
         ("dtcps.8", dtcps.UDP_PORT),
-        ("dtcps.8", f"at most {settings.Settings().connections} connections"),
+        ("dtcps.conf.5", f"{wire.AUTH_TIME:.0f} seconds to log in"),
+        ("dtcps.conf.5", f"at most {wire.LINE_LIMIT} bytes"),
+        ("dtcps.conf.5", f"after {wire.IDLE_TIME:.0f} seconds without a word"),
+        ("dtcps.conf.5", f"{limits.LINES} lines a second"),
+        ("dtcps.conf.5", f"longer than {limits.LONGEST_PENALTY:.0f} seconds"),
+        ("dtcps.conf.5", f"{admission.STRANGERS} connections without a login"),
+        ("dtcps.conf.5", f"{admission.STRANGERS_HERE} from one address"),
+        ("dtcps.conf.5", f"{limits.FAILURES} logins may fail"),
+        ("dtcps.8", f"{admission.STRANGERS} connections may be there without a login"),
+        ("dtcps.8", f"{admission.STRANGERS_HERE} from one address"),
+        ("dtcps.8", f"{limits.FAILURES} logins have failed at an address within a minute"),
+        ("dtcps.8", f"{limits.LONGEST_PENALTY:.0f} seconds at most"),
+        ("dtcps.8", f"within {presence.TIME:.0f} seconds"),
+        ("dtcps.8", f"more than {limits.LINES} a second"),
+        ("dtcps.8", f"{settings.Settings().connections} connections"),
         ("dtcps.8", f"within {wire.AUTH_TIME:.0f} seconds"),
         ("dtcps.8", f"every {wire.IDLE_TIME:.0f} seconds"),
         ("dtcps.8", f"{wire.LINE_LIMIT} bytes"),
@@ -287,7 +327,7 @@ def test_the_numbers(page: str, number: object) -> None:
 _RAISED = {
     "SettingsError",
     "StoreError",
-    "_Wrong",
+    "_Invalid",
     "NotAllowed",
     "PoolError",
     "Failure",
@@ -299,15 +339,19 @@ _RAISED = {
     "ProtocolError",
     "CommandFailed",
     "NoOutput",
+    "Changed",
+    "error",
     "Lost",
     "_lost",
     "Nonsense",
+    "NotMade",
+    "StageFailed",
     "ArgumentTypeError",
+    "Invalid",
 }
 _CALLED = {
-    "error",
     "notice",
-    "_give_up",
+    "take_down",
     "_warn",
     "append",
 }  # of a parser, a log, a client, remarks
@@ -344,27 +388,58 @@ def _messages(path: str, without: frozenset[str]) -> list[str]:
     return [" ".join(text.split()).strip(" :;,\"'(") for text in found]
 
 
+def _library(*names: str) -> tuple[str, ...]:
+    return tuple(f"lib/dtcp/{name}" for name in names)
+
+
+# All but those of dtcps.conf(5), of dtcpauth(8), and of a command that cannot be run.
+SERVER = [
+    f"lib/dtcp/server/{path.stem}"
+    for path in sorted((ROOT / "lib/dtcp/server").glob("*.py"))
+    if path.stem not in ("copies", "imports", "pools", "settings", "shell", "words")
+]
+
+
 @pytest.mark.parametrize(
     ("page", "modules", "without"),
     [
         (
             "dtcpc.8",
-            ("dtcpc", *(f"lib/dtcp/{each}" for each in ("daemon", "grant", "ledger", "password"))),
+            (
+                "dtcpc",
+                *_library("cli", "daemon", "grant", "ledger", "password", "private"),
+                *_library("client/inquiry", "client/network", "client/options", "client/survey"),
+                *_library("client/passage", "client/trial"),
+            ),
             (),
         ),
         (
             "dtcpc.8",
-            tuple(f"lib/dtcp/{each}" for each in ("plan", "run", "speaker", "system", "wire")),
+            (
+                *_library("client/conversation", "client/speaker", "client/tunnel"),
+                *_library("plan", "run", "system", "wire"),
+            ),
             ("Session",),
         ),
         (
             "dtcpauth.8",
-            ("dtcpauth", "lib/dtcp/store", "lib/dtcp/password", "lib/dtcp/pools"),
+            (
+                "dtcpauth",
+                "lib/dtcp/password",
+                *(
+                    f"lib/dtcp/server/{each}"
+                    for each in ("copies", "database", "imports", "pools", "store", "words")
+                ),
+            ),
             # No file of passwords, no pools, and no tunnels.
-            ("read_private", "_check", "from_file", "pairs", "prefixes", "keep"),
+            ("read_private", "from_file", "pairs", "prefixes", "remember"),
         ),
-        ("dtcps.8", ("dtcps", "lib/dtcp/daemon", "lib/dtcp/store"), ("put", "_fix", "delete")),
-        ("dtcps.conf.5", ("lib/dtcp/settings", "lib/dtcp/pools"), ()),
+        (
+            "dtcps.8",
+            ("dtcps", "lib/dtcp/daemon", *SERVER),
+            ("put", "_give", "delete", "prometheus", "verify", "check_copy"),
+        ),
+        ("dtcps.conf.5", ("lib/dtcp/server/settings", "lib/dtcp/server/pools"), ()),
     ],
 )
 def test_every_message_is_explained(

@@ -1,4 +1,4 @@
-"""A server's name, and all that a name service may say to it."""
+"""A server's name, and every answer that a name service may give."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pytest
 
 from lab.internet import SERVER4, Internet
 from lab.snapshot import difference
-from tests.running import Program, ping, serve
+from tests.running import Program, names, ping, serve
 
 pytestmark = [pytest.mark.lab, pytest.mark.hazard(27)]
 
 NAMES = {
     "none.example.org": "NXDOMAIN",
     "broken.example.org": "SERVFAIL",
+    "half.example.org": "SERVFAIL,2001:db8:0:ff::1",
     "silent.example.org": "",
     "six.example.org": "2001:db8:0:ff::1",
     # The router has no server, and refuses.
@@ -33,15 +34,7 @@ def net() -> Iterator[Internet]:
         server.wait_for("listening")
         auth = "".join(f"{name}:itojun:secret\n" for name in NAMES)
         internet.client.write("/usr/local/etc/dtcpc.auth", auth)
-        # These files are mounted there, so they are overwritten, not replaced.
-        for path, text in (
-            ("/etc/nsswitch.conf", "hosts: files dns\n"),
-            ("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n"),
-        ):
-            internet.client.run(["sh", "-c", f"cat >{path}"], input=text)
-        words = ("tests/resolver", json.dumps(NAMES))
-        with Program(internet.client, *words) as resolver:
-            resolver.wait_for("^ready$")
+        with names(internet.client, NAMES):
             before = internet.client.snapshot()
             yield internet
             assert difference(before, internet.client.snapshot()) == []
@@ -55,8 +48,9 @@ def _client(net: Internet, name: str, *words: str) -> Program:
     ("name", "status", "why"),
     [
         ("none.example.org", FAILED, "Name or service not known"),
-        ("six.example.org", FAILED, "No address associated with hostname"),
+        ("six.example.org", FAILED, "has IPv6 addresses only; DTCP is spoken over IPv4"),
         ("broken.example.org", TRY_AGAIN, "Temporary failure in name resolution"),
+        ("half.example.org", TRY_AGAIN, "Temporary failure in name resolution"),
         ("silent.example.org", TRY_AGAIN, "Temporary failure in name resolution"),
     ],
 )
@@ -78,6 +72,18 @@ def test_every_address_is_tried_until_one_answers(net: Internet, name: str) -> N
     addresses = NAMES[name].replace("2001:db8:0:ff::1,", "").split(",")
     assert {line.split("(")[1].split(")")[0] for line in tried} <= {*addresses}
     assert f"({SERVER4})" in tried[-1]
+
+
+def test_one_that_answers_and_grants_nothing_does_not_keep_us_from_the_others(
+    net: Internet,
+) -> None:
+    scenes = json.dumps({"20200": [["end"]]})
+    with Program(net.router, "tests/servers", "hostile", scenes) as first:
+        first.wait_for("^ready$")
+        with _client(net, "many.example.org", "-l") as client:
+            client.wait_for("the server closed the connection; trying again at once")
+            client.wait_for("up after")
+            assert client.end() == 0
 
 
 def test_when_none_answers_each_is_named_once(net: Internet) -> None:

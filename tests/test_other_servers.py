@@ -9,7 +9,7 @@ import pytest
 
 from lab.internet import CLIENT4, FAR6, SERVER4, SERVER_NAME, Internet
 from lab.snapshot import Snapshot, difference
-from tests.running import DELEGATED, PREFIX, Program, ping
+from tests.running import DELEGATED, PREFIX, TUNNELED, Program, ping
 
 pytestmark = pytest.mark.lab
 
@@ -40,7 +40,7 @@ FAR_END = ("ifconfig gif0 create", f"ifconfig gif0 tunnel {SERVER4} {CLIENT4}")
 
 def carried(net: Internet, address: str) -> bool:
     """Whether a ping is answered, and went through the IPv4 internet as protocol 41."""
-    echo = "ip proto 41 and ip[26] = 58 and (ip[60] = 128 or ip[60] = 129)"  # behind both headers
+    echo = f"{TUNNELED} and ip[26] = 58 and (ip[60] = 128 or ip[60] = 129)"  # behind both headers
     with net.router.capture("eth0", echo) as capture:
         answered = ping(net.client, address)
         request, reply = capture.wait(2)
@@ -71,11 +71,13 @@ def test_kame_gives_a_pair_of_addresses(net: Internet) -> None:
             net.client.run(["ifconfig", "gif0"]).stdout.split()
         )
         assert carried(net, FAR6)
+        passing = program.wait_for(r"packets pass \([0-9]+ ms\)")
         is_taken_down(net, program, server, before)
     assert [line for line in program.lines if "logging in" not in line] == [
         f"dtcpc: gif0: {CLIENT4} --> {SERVER4}, {PREFIX}6 --> {PREFIX}5, mtu 1280",
         "dtcpc: routes: default through gif0",
         program.wait_for("up after"),
+        passing,
         "dtcpc: ending as asked",
         "dtcpc: down",
     ]
@@ -124,8 +126,8 @@ def kame() -> Iterator[Internet]:
 @pytest.mark.parametrize(
     ("user", "password", "tunnel_type", "why"),
     [
-        (USER, "wrong horse", "tunnelonly", "authentication failed."),
-        ("nobody", PASSWORD, "tunnelonly", "authentication failed."),
+        (USER, "wrong horse", "tunnelonly", "authentication failed"),
+        ("nobody", PASSWORD, "tunnelonly", "authentication failed"),
         (USER, PASSWORD, "network", "unsupported tunnel type network"),
         (USER, PASSWORD, "tunnelroute", "unsupported tunnel type tunnelroute"),
         (USER, PASSWORD, "host", "unsupported tunnel type host"),

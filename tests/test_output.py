@@ -1,8 +1,10 @@
-"""Output that nobody takes: a reader that has gone, a full disk, in all three programs."""
+"""Output that cannot be delivered: a closed pipe, a full disk, in all three programs."""
 
 from __future__ import annotations
 
 import os
+import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -11,10 +13,11 @@ from pathlib import Path
 import pytest
 from dtcp import daemon
 from dtcp.ledger import Ledger
+from dtcp.status import Facts
 
-from tests.running import ROOT
+from lab.internet import Internet
+from tests.running import ROOT, serve
 
-LOGIN = {"server": "tunnel.example.org", "user": "itojun", "type": "host", "pid": 123}
 FULL = "{}: standard output: No space left on device\n"
 
 
@@ -25,8 +28,11 @@ def files(tmp_path: Path) -> dict[str, str]:
     words = [sys.executable, str(ROOT / "dtcpauth.py"), "--store", store]
     subprocess.run([*words, "import", "users", "-"], input=b"jun:hidden\n", check=True)
     pid_file.write()
-    Ledger(str(tmp_path / "x.state")).tell(state="up", since=time.monotonic() - 65, **LOGIN)
-    return {"store": store, "pid": pid_file.path}
+    facts = Facts("up", 123, "tunnel.example.org", "itojun", "host", since=time.monotonic() - 65)
+    Ledger(str(tmp_path / "x.state")).tell(facts)
+    users = tmp_path / "users"
+    users.write_text("jun:2qBqVg-Lm0cPs\n")
+    return {"store": store, "pid": pid_file.path, "users": str(users)}
 
 
 def run(output: int, *words: str, errors: int = subprocess.PIPE) -> tuple[int, str]:
@@ -66,7 +72,9 @@ PRINT = [
     (0, "dtcpauth --store {store} list"),
     (0, "dtcpauth --store {store} list --json"),
     (0, "dtcpauth --store {store} export"),
+    (0, "dtcpauth --store {store} export csv"),
     (1, "dtcpauth --store {store} check"),
+    (0, "dtcpauth --store {store} import --replace users {users}"),
 ]
 
 
@@ -82,8 +90,8 @@ def test_a_reader_that_has_seen_enough_is_no_failure(
 @pytest.mark.parametrize("words", [words for _, words in PRINT])
 def test_a_full_disk_is_one_line_and_status_1(files: dict[str, str], words: str) -> None:
     with open("/dev/full", "w") as full:
-        program = "dtcpauth add" if " add " in words else words.split()[0]
-        assert run(full.fileno(), *words.format(**files).split()) == (1, FULL.format(program))
+        said = FULL.format(words.split()[0])
+        assert run(full.fileno(), *words.format(**files).split()) == (1, said)
 
 
 @pytest.mark.hazard(82)
@@ -105,3 +113,85 @@ def test_a_password_that_nobody_has_seen_is_not_set(
     why = "dtcpauth: standard output: Broken pipe\n"
     assert run(left, *words, *command.split()) == (1, why)
     assert subprocess.run(export, capture_output=True, check=True).stdout == before
+
+
+@pytest.fixture
+def many(files: dict[str, str]) -> list[str]:
+    """dtcpauth with a store of so many users that a pipe does not hold the list."""
+    words = ["dtcpauth", "--store", files["store"]]
+    lines = "".join(f"user{number:050}:wj4SNZ:x3rkYw-\n" for number in range(1500))
+    argv = [sys.executable, str(ROOT / "dtcpauth.py"), *words[1:], "import", "users", "-"]
+    subprocess.run(argv, input=lines.encode(), check=True, stdout=subprocess.DEVNULL)
+    return words
+
+
+LONG = [["list"], ["list", "--json"], ["export"]]
+
+
+@pytest.mark.hazard(82)
+@pytest.mark.parametrize("command", LONG, ids=shlex.join)
+def test_a_reader_may_leave_in_the_middle(many: list[str], command: list[str]) -> None:
+    argv = [sys.executable, str(ROOT / "dtcpauth.py"), *many[1:], *command]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert len(os.read(program.stdout.fileno(), 100)) == 100
+        program.stdout.close()
+        assert program.stderr.read() == b""
+        assert program.wait(30) == 0
+
+
+@pytest.mark.hazard(82)
+@pytest.mark.parametrize("command", LONG, ids=shlex.join)
+def test_a_disk_may_be_full_in_the_middle(
+    many: list[str], command: list[str], tmp_path: Path
+) -> None:
+    with open(tmp_path / "small", "w") as small:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "dtcpauth.py"), *many[1:], *command],
+            stdout=small,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            # Larger than the log of the store, which is one of the files that this is about.
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        )
+    assert (done.returncode, done.stderr) == (1, "dtcpauth: standard output: File too large\n")
+    assert os.path.getsize(tmp_path / "small") == 100_000
+
+
+@pytest.mark.hazard(82)
+def test_what_is_printed_after_an_import_does_not_undo_it(files: dict[str, str]) -> None:
+    words = ["dtcpauth", "--store", files["store"], "import", "--replace", "users", files["users"]]
+    with open("/dev/full", "w") as full:
+        assert run(full.fileno(), *words) == (1, FULL.format("dtcpauth"))
+    argv = [sys.executable, str(ROOT / "dtcpauth.py"), *words[1:3], "check"]
+    assert subprocess.run(argv, capture_output=True).returncode == 0
+
+
+@pytest.mark.lab
+@pytest.mark.hazard(82)
+@pytest.mark.parametrize("release", ["15.1"], indirect=True)
+def test_what_is_told_with_a_server_that_runs(net: Internet) -> None:
+    here = {
+        each: shlex.join([sys.executable, str(ROOT / f"{each}.py")]) for each in ("dtcpc", "dtcps")
+    }
+    told = [
+        (net.server, "dtcps", f"{here['dtcps']} --status"),
+        (net.server, "dtcps", f"{here['dtcps']} --status --json"),
+        (net.client, "dtcpc", f"{here['dtcpc']} --dry-run -u itojun 192.0.2.1"),
+    ]
+
+    def said(done: subprocess.CompletedProcess[str]) -> str:
+        return done.stderr.replace(
+            "dtcpc: logging in to 192.0.2.1 (192.0.2.1) port 20200 as itojun\n", ""
+        )
+
+    with serve(net) as server:
+        net.client.write("/usr/local/etc/dtcpc.auth", "192.0.2.1:itojun:secret\n")
+        for host, program, line in told:
+            done = host.run(["sh", "-c", f"{line} >/dev/full"], check=False)
+            assert (done.returncode, said(done)) == (1, FULL.format(program)), line
+            done = host.run(["sh", "-c", f"({line}; echo $? >&3) 3>&2 | true"], check=False)
+            assert said(done) == "0\n", line
+        assert server.end() == 0

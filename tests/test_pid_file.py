@@ -1,4 +1,4 @@
-"""The pid file: nobody else can lock it, and nobody is ended for what others may have written."""
+"""The pid file: nobody else can lock it, and no process is killed because of a forged one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from dtcp import daemon, plan, run, system
+from dtcp.ledger import Left
 
 SOMEBODY = 4321
 VICTIM = 98765
@@ -124,7 +125,8 @@ def test_whom_others_may_have_named_is_not_ended(tmp_path: Path, mode: int) -> N
     with subprocess.Popen(["sleep", "60"]) as bystander:
         path = pid_file(tmp_path, mode, f"{bystander.pid}\n")
         with locked(path):
-            system.System(lambda line: None, run.run).run((plan.STOP, str(path)))
+            left = Left((plan.EndDaemon(str(path)),), None, "")
+            assert system.System(lambda line: None, run.run).undo_left(left) == []
         assert bystander.poll() is None
         bystander.kill()
 
@@ -138,6 +140,19 @@ def test_a_hard_link_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(daemon.PidFileError, match=r"/x\.pid: is a hard link; remove it$"):
         daemon.PidFile(str(tmp_path / "x.pid"))
     assert precious.read_text() == "precious\n"
+
+
+@pytest.mark.hazard(29)
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+@pytest.mark.parametrize("text", ["tunnel.example.org:itojun:secret\n", "a=1\n", "7" * 50])
+def test_what_is_no_pid_file_is_neither_written_to_nor_removed(
+    tmp_path: Path, text: str, mode: int
+) -> None:
+    """Whoever takes -f for the password file has it still."""
+    path = pid_file(tmp_path, mode, text)
+    with pytest.raises(daemon.PidFileError, match=r"/x\.pid: not a pid file; choose another name$"):
+        daemon.PidFile(str(path))
+    assert path.read_text() == text
 
 
 @pytest.mark.hazard(65)

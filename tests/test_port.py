@@ -1,6 +1,6 @@
 """The FreeBSD port in Makefile: read, staged and installed by bmake.
 
-In place of FreeBSD's framework stands tests/port/bsd.port.mk.
+tests/port/bsd.port.mk stands in for FreeBSD's framework.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ BLOCKS = [
     "MAINTAINER COMMENT WWW",
     "LICENSE LICENSE_FILE",
     "RUN_DEPENDS TEST_DEPENDS",
-    "USES",
+    "USES USE_RC_SUBR",
     "CONFLICTS_INSTALL",
-    "NO_ARCH NO_BUILD",
+    "FILESDIR NO_ARCH NO_BUILD",
+    "PLIST_FILES PORTDOCS PORTEXAMPLES",
+    "OPTIONS_DEFINE OPTIONS_DEFAULT",
+    "SERVER_DESC",
+    "SERVER_RUN_DEPENDS",
+    # What is ours, and then what an option adds.
     "BYTECODE",
-    "PROGRAMS LIBRARY RC_SCRIPTS MANUALS DOCUMENTS",
-    "PLIST_FILES",
+    "COMPLETION",
+    "PYTEST",
+    "PROGRAMS LIBRARY MANUALS SAMPLES",
+    "USE_RC_SUBR PLIST_FILES PORTEXAMPLES PROGRAMS LIBRARY MANUALS SAMPLES",
 ]
 
 
@@ -54,6 +61,36 @@ def test_the_variables_stand_in_the_order_of_the_handbook() -> None:
     used = {name for block in blocks for name in block}
     expected = [[name for name in block.split() if name in used] for block in BLOCKS]
     assert [block for block in blocks if block] == expected
+
+
+def test_the_lines_are_as_portlint_wants_them() -> None:
+    assert MAKEFILE.endswith("\n\n.include <bsd.port.mk>\n")
+    assert "\n\n\n" not in MAKEFILE
+    within = False  # a line that goes on
+    for line in MAKEFILE.splitlines():
+        assert line == line.rstrip()
+        assert line.isascii()
+        assert re.match(r"\t+\S" if within or line[:1] == "\t" else r"[\w.#{}-]|$", line), line
+        if assigned := re.match(r"\w+[?+]?=(\s*)", line):
+            assert re.fullmatch(r"\t+", assigned[1]), line
+        within = line.endswith("\\") and (within or bool(assigned) or line[0] == "\t")
+        # What is one word cannot be broken, as most dependencies.
+        words = line.removesuffix("\\").partition("=\t")[2] or line.removesuffix("\\")
+        assert len(line.expandtabs()) <= 80 or len(words.split()) == 1, line
+
+
+def test_every_option_is_described() -> None:
+    for option in make("-V", "OPTIONS_DEFINE").split():
+        if option not in ("DOCS", "EXAMPLES"):  # which the framework describes
+            assert 10 < len(make("-V", f"{option}_DESC").strip()) <= 50
+    chosen = set(make("-V", "OPTIONS_DEFAULT").split())
+    assert chosen <= set(make("-V", "OPTIONS_DEFINE").split())
+
+
+def test_who_submits_it_is_told_what_is_missing() -> None:
+    assert make("-V", "WWW") == "\n"
+    assert "WWW=" in MAKEFILE
+    assert "`WWW`" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_every_variable_is_set_somewhere() -> None:
@@ -98,11 +135,49 @@ def test_the_packing_list_is_what_is_installed(port: Port) -> None:
 def test_nothing_that_is_there_for_users_is_forgotten() -> None:
     listed = {Path(entry.path).name.removesuffix(".gz") for entry in packing_list()}
     there = {
-        path.name for name in ("docs", "etc", "man", "rc.d") for path in (ROOT / name).iterdir()
+        path.name.removesuffix(".in")
+        for name in ("docs", "etc", "man", "rc.d")
+        for path in (ROOT / name).iterdir()
     }
     programs = {path.stem for path in ROOT.glob("dtcp*.py")}
     assert programs >= {"dtcpc", "dtcps"}
-    assert (there | programs) - {"program.in"} <= listed
+    assert (there | programs) - {"completion.py", "program"} <= listed
+    library = {str(path.relative_to(ROOT / "lib")) for path in (ROOT / "lib").rglob("*.py")}
+    assert {f"libexec/dtcpc/{each}" for each in library} <= {each.path for each in packing_list()}
+
+
+@pytest.mark.parametrize(
+    ("option", "gone"),
+    [
+        ("SERVER", r"dtcps|dtcpauth|dtcp/server/|examples/dtcpc/server\."),
+        ("DOCS", "^share/doc/"),
+        ("EXAMPLES", "^share/examples/"),
+    ],
+)
+def test_without_an_option_its_files_are_gone_and_the_rest_is_there(
+    tmp_path: Path, option: str, gone: str
+) -> None:
+    choice = f"WITHOUT={option}"
+    all_paths = {entry.path for entry in packing_list()}
+    port = stage(tmp_path, choice)
+    paths = {entry.path for entry in packing_list(choice)}
+    assert paths == set(port.staged())
+    assert paths == {path for path in all_paths if not re.search(gone, path)}
+    assert paths < all_paths
+
+
+def test_a_router_without_the_server_needs_no_sqlite_and_runs_the_client(tmp_path: Path) -> None:
+    assert "sqlite3" in make("-V", "${RUN_DEPENDS}")
+    assert "sqlite3" not in make("WITHOUT=SERVER", "-V", "${RUN_DEPENDS}")
+    port = stage(tmp_path, "WITHOUT=SERVER")
+    port.install()
+    loaded = "-c", "import sys, dtcpc; sys.exit('sqlite3' in sys.modules)"
+    assert (
+        run("env", f"PYTHONPATH={port.prefix}/libexec/dtcpc", sys.executable, *loaded).returncode
+        == 0
+    )
+    checked = run(port.prefix / "sbin/dtcpc", "--check", "-u", "jun", "tunnel.example.org")
+    assert "has no line" in checked.stderr or "no password" in checked.stderr, checked.stderr
 
 
 def test_what_can_hold_a_password_is_for_root_only(port: Port) -> None:
@@ -121,7 +196,8 @@ def test_what_can_hold_a_password_is_for_root_only(port: Port) -> None:
 
 def test_the_modes_of_the_others_are_those_of_the_framework(port: Port) -> None:
     for path, file in port.staged().items():
-        runs = path.startswith(("sbin/", "etc/rc.d/", "etc/periodic/", "share/examples/"))
+        places = ("sbin/", "etc/rc.d/", "etc/periodic/", "share/examples/")
+        runs = path.startswith(places) and not path.endswith((".conf", ".json", ".tcsh"))
         assert file.stat().st_mode & 0o777 == (0o555 if runs else 0o644), path
 
 
@@ -226,10 +302,12 @@ def test_running_them_leaves_nothing_that_is_in_no_packing_list(port: Port) -> N
 # --- what is read -----------------------------------------------------------------------------
 
 
-def test_the_message_is_five_lines_and_names_what_is_there() -> None:
+def test_the_message_is_short_and_names_what_is_there() -> None:
     found = re.search(r"<<EOM\n(.*)^EOM$", (ROOT / "pkg-message").read_text(), re.S | re.M)
     assert found
-    assert len(found[1].splitlines()) == 5
+    lines = found[1].splitlines()
+    assert len(lines) < 12
+    assert max(map(len, lines)) < 80
     listed = {entry.path for entry in packing_list()}
     listed |= {path.removesuffix(".sample") for path in listed}
     names = re.findall(r"/usr/local/(\S+)", found[1])
@@ -240,12 +318,26 @@ def test_the_message_is_five_lines_and_names_what_is_there() -> None:
 
 
 def test_the_description_is_prose_in_short_lines() -> None:
-    lines = (ROOT / "pkg-descr").read_text().splitlines()
+    text = (ROOT / "pkg-descr").read_text()
+    lines = text.splitlines()
     assert max(map(len, lines)) < 80
-    assert not any("://" in line for line in lines)
+    assert 3 < len(lines) <= 24
+    assert text == text.strip() + "\n"
+    assert text.isascii()
+    assert not re.search(r"://|^WWW|^Author|\t| $|\n\n\n", text, re.MULTILINE)
+    assert all(part.endswith(".") for part in text.strip().split("\n\n"))
 
 
 # --- what else is installed -------------------------------------------------------------------
+
+
+# As ipfw(8) lists them: another tunnel's, and those of an earlier run for gif3.
+IPFW_RULES = """\
+00100 allow ip from any to any via lo0
+04100 allow ip4 from 192.0.2.9 to 203.0.113.7 proto ipv6 in // dtcpc gif31
+04101 allow ip4 from 192.0.2.1 to 203.0.113.6 proto ipv6 in // dtcpc gif3
+04101 allow ip4 from 203.0.113.6 to 192.0.2.1 proto ipv6 out // dtcpc gif3
+65535 deny ip from any to any"""
 
 
 @pytest.fixture
@@ -255,7 +347,11 @@ def commands(tmp_path: Path) -> Path:
         command = tmp_path / name
         command.write_text(
             f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/said\n'
-            f'case $* in *"-f -") sed "s/^/  /" >>{tmp_path}/said ;; esac\n'
+            f'case "$*" in *"-f -") sed "s/^/  /" >>{tmp_path}/said ;;\n'
+            # To ipfw(8) that would be IPv6.
+            f'*" 41 from "*) exit 65 ;;\n'
+            f"list) echo '{IPFW_RULES}' ;;\n"
+            f'"-q list "*) [ "$3" -le 4101 ] ;; esac\n'
         )
         command.chmod(0o755)
     return tmp_path
@@ -267,15 +363,22 @@ def commands(tmp_path: Path) -> Path:
         (
             "up",
             [
-                "ipfw -q delete 4103",
-                "ipfw -q add 4103 allow 41 from 192.0.2.1 to 203.0.113.7 in",
-                "ipfw -q add 4103 allow 41 from 203.0.113.7 to 192.0.2.1 out",
+                "ipfw list",
+                "ipfw -q delete 4101",
+                *(f"ipfw -q list {number}" for number in (4100, 4101, 4102)),
+                *(
+                    f"ipfw -q add 4102 allow ip4 from {ends} // dtcpc gif3"
+                    for ends in (
+                        "192.0.2.1 to 203.0.113.7 proto 41 in",
+                        "203.0.113.7 to 192.0.2.1 proto 41 out",
+                    )
+                ),
                 "pfctl -q -a dtcpc/gif3 -f -",
                 "  pass in quick inet proto 41 from 192.0.2.1 to 203.0.113.7",
                 "  pass out quick inet proto 41 from 203.0.113.7 to 192.0.2.1",
             ],
         ),
-        ("down", ["ipfw -q delete 4103", "pfctl -q -a dtcpc/gif3 -F rules"]),
+        ("down", ["ipfw list", "ipfw -q delete 4101", "pfctl -q -a dtcpc/gif3 -F rules"]),
     ],
 )
 def test_the_example_opens_the_firewall_for_the_tunnel_and_closes_it(
@@ -288,7 +391,7 @@ def test_the_example_opens_the_firewall_for_the_tunnel_and_closes_it(
         "PATH": f"{commands}:{os.defpath}",
     }
     script = port.prefix / "share/examples/dtcpc/firewall.sh"
-    subprocess.run([script, event], env=facts, check=True)
+    subprocess.run([script, event], env=facts, check=True)  # none was refused
     said = (commands / "said").read_text().splitlines()
     assert [line for line in said if not line.startswith("kldstat")] == expected
 
@@ -304,6 +407,7 @@ def test_shellcheck_has_nothing_to_say() -> None:
         "rc.d/dtcpc",
         "rc.d/dtcps",
         "etc/firewall.sh",
+        "etc/server.ipfw",
         "etc/425.status-dtcpc",
         "tests/rc.subr",
     ]

@@ -1,9 +1,9 @@
-"""Nothing in the programs behaves otherwise on FreeBSD than on Linux, without us knowing.
+"""Nothing in the programs behaves differently on FreeBSD and Linux without our knowing.
 
-The lab's commands are FreeBSD's, its kernel and its libc are Linux's.  So what is known to differ
-between those is looked for in the programs' syntax trees.  Each use is listed below (ALLOWED) with
-the reason why it is right on both; one that is not listed, or a line of the list that nothing needs
-any more, is an error.
+The lab's commands are FreeBSD's; its kernel and libc are Linux's.  So the programs' syntax trees
+are searched for everything known to differ between the two.  Each use is listed below (ALLOWED)
+with the reason why it works on both; an unlisted use, or an entry that is no longer needed, is an
+error.
 """
 
 from __future__ import annotations
@@ -153,62 +153,100 @@ RULES = (
 
 # The file and the use; why it is right on both, and where that was seen or is written.
 ALLOWED = {
-    "dtcpauth.py: b'\\x00'": "no address: the end of a password in a database",
-    "dtcpauth.py: dbm": "whatever this Python can read; FreeBSD's ndbm(3) appends .db by itself",
-    "dtcpauth.py: dbm.error": "as above",
-    "dtcpauth.py: dbm.open": "as above",
-    "dtcpc.py: 'nobody'": "its group is asked for (passwd(5)), not assumed",
-    "dtcpc.py: errno.EADDRNOTAVAIL": "made by ourselves, for a message",
-    "dtcpc.py: os.getlogin": "may fail, then passwd(5) is asked (getlogin(2))",
-    "dtcpc.py: os.strerror": "shown, never compared",
-    "dtcpc.py: socket.EAI_AGAIN": "no name server has answered, on both (getaddrinfo(3))",
-    "dtcpc.py: socket.EAI_FAIL": "made by ourselves",
-    "dtcpc.py: socket.IPPROTO_ICMPV6": "the kernel computes the check sum (RFC 3542 section 3.1)",
-    "dtcpc.py: socket.IPV6_MULTICAST_LOOP": "off, we hear no answer of our own (seen on 15.1)",
-    "dtcpc.py: socket.SOCK_RAW": "open to root (seen on 15.1)",
-    "dtcpc.py: socket.if_nametoindex": "FreeBSD gives a free number again, so that an interface"
-    " is known by its marks as well",
-    "dtcps.py: resource.RLIMIT_NOFILE": "from the soft limit to the hard one, whatever that is",
-    "dtcps.py: resource.RLIM_INFINITY": "as above; FreeBSD has kern.maxfilesperproc in its place",
+    "lib/dtcp/server/imports.py: b'\\x00'": "no address: the end of a password in a database",
+    "lib/dtcp/server/imports.py: dbm": "whatever can be read; FreeBSD's ndbm(3) appends .db",
+    "lib/dtcp/server/imports.py: dbm.open": "as above",
     "dtcps.py: selectors.DefaultSelector": "a kqueue(2) is not inherited: made behind the fork(2)",
-    "dtcps.py: self._listener.accept": "by accept4(2) in Python on both, and set not to block then",
-    "dtcps.py: socket.SO_KEEPALIVE": "as in lib/dtcp/speaker.py",
-    "dtcps.py: socket.SO_REUSEADDR": "for the port of one that has just ended; FreeBSD also lets us"
-    " stand beside who has that port at other addresses (setsockopt(2))",
+    "lib/dtcp/client/conversation.py: errno.EINPROGRESS": "connect(2) of both; done at once is"
+    " taken too",
+    "lib/dtcp/client/conversation.py: errno.ETIMEDOUT": "made by ourselves, for a message",
+    "lib/dtcp/client/conversation.py: os.closerange": "beyond the last one: close_range(2) on both",
+    "lib/dtcp/client/conversation.py: os.setgroups": "none; setgid(2) comes behind it (seen on"
+    " 15.1 and 14.0)",
+    "lib/dtcp/client/conversation.py: os.strerror": "shown, never compared",
+    "lib/dtcp/client/conversation.py: os.sysconf": "the limit; -1, for no limit, is less than what"
+    " we close",
+    "lib/dtcp/client/conversation.py: resource.RLIMIT_CORE": "0, on both",
+    "lib/dtcp/client/conversation.py: resource.RLIMIT_FSIZE": "0: files only, not sockets (seen on"
+    " 15.1)",
+    "lib/dtcp/client/conversation.py: resource.RLIMIT_NOFILE": "3: a socket can be opened (seen on"
+    " 15.1)",
+    "lib/dtcp/client/conversation.py: resource.RLIMIT_NPROC": "0, as nobody: no fork(2) (seen on"
+    " 15.1)",
+    "lib/dtcp/client/conversation.py: select.select": "two descriptors, to read, or to see a"
+    " connection",
+    "lib/dtcp/client/conversation.py: signal.set_wakeup_fd": "none any more",
+    "lib/dtcp/client/conversation.py: socket.SO_ERROR": "what came of a connect(2), on both"
+    " (getsockopt(2))",
+    "lib/dtcp/client/conversation.py: socket.SO_KEEPALIVE": "on or off, with the system's own"
+    " times (tcp(4))",
+    "lib/dtcp/client/probe.py: socket.IPPROTO_ICMPV6": "the kernel computes the check sum (RFC"
+    " 3542 section 3.1)",
+    "lib/dtcp/client/probe.py: socket.IPV6_MULTICAST_LOOP": "off, we hear no answer of our own"
+    " (seen on 15.1)",
+    "lib/dtcp/client/probe.py: socket.IPV6_DONTFRAG": "RFC 3542's, on both (ip6(4)); where Python"
+    " has it",
+    "lib/dtcp/client/probe.py: socket.IPV6_USE_MIN_MTU": "FreeBSD's (ip6(4)): 0 for never; used"
+    " where it is",
+    "lib/dtcp/client/probe.py: socket.SO_RCVBUF": "room for a few packets; both have more than that"
+    " to give (kern.ipc.maxsockbuf)",
+    "lib/dtcp/client/probe.py: socket.SO_SNDBUF": "as above",
+    "lib/dtcp/client/probe.py: socket.SOCK_RAW": "open to root (seen on 15.1)",
+    "lib/dtcp/client/probe.py: socket.if_nametoindex": "for a packet that goes at once",
+    "lib/dtcp/client/network.py: os.posix_spawn(setpgroup)": "POSIX's (seen on 15.1 and 14.0)",
+    "lib/dtcp/client/network.py: os.posix_spawn(setsigdef)": "as setpgroup",
+    "lib/dtcp/client/network.py: socket.EAI_AGAIN": "no name server has answered, on both"
+    " (getaddrinfo(3))",
+    "lib/dtcp/client/network.py: socket.EAI_FAIL": "made by ourselves",
+    "lib/dtcp/client/network.py: socket.EAI_NONAME": "made by ourselves",
+    "lib/dtcp/client/inquiry.py: grp": "group(5) is on both",
+    "lib/dtcp/client/inquiry.py: grp.getgrgid": "the name of a file's group, shown",
+    "lib/dtcp/client/options.py: grp": "as above",
+    "lib/dtcp/client/options.py: grp.getgrnam": "the one asked for; wheel is 0 on FreeBSD,"
+    " as root is elsewhere",
+    "lib/dtcp/client/options.py: 'nobody'": "its group is asked for (passwd(5)), not assumed",
+    "lib/dtcp/client/options.py: os.getlogin": "may fail, then passwd(5) is asked (getlogin(2))",
+    "lib/dtcp/client/survey.py: '/proc/sys/|no such command'": "what Linux's sysctl(8) says",
+    "lib/dtcp/client/speaker.py: errno.EADDRNOTAVAIL": "made by ourselves, for a message",
+    "lib/dtcp/client/speaker.py: os.strerror": "shown, never compared",
+    "lib/dtcp/look.py: socket.if_nametoindex": "FreeBSD gives a free number again, so"
+    " that an interface is known by its marks as well",
+    "lib/dtcp/look.py: socket.if_indextoname": "the name at this moment; a number that was given"
+    " again is told by the marks",
     "lib/dtcp/daemon.py: 'SIGINFO'": "used where it is (signal(3))",
-    "lib/dtcp/daemon.py: errno.ELOOP": "Linux's for a symbolic link (open(2))",
-    "lib/dtcp/daemon.py: errno.EMLINK": "FreeBSD's for the same (open(2))",
     "lib/dtcp/daemon.py: fcntl.flock": "as pidfile(3) does; nobody uses fcntl(2) on that file",
-    "lib/dtcp/daemon.py: os.O_NOFOLLOW": "both errors are known",
+    "lib/dtcp/daemon.py: os.closerange": "as in conversation.py",
+    "lib/dtcp/daemon.py: os.sysconf": "the same",
     "lib/dtcp/daemon.py: resource.RLIMIT_CORE": "0: no core, on both (core(5))",
     "lib/dtcp/daemon.py: select.select": "a handful of descriptors; 1024 on both (select(2))",
     "lib/dtcp/daemon.py: signal.pthread_sigmask": "POSIX's, with signals of POSIX (sigprocmask(2))",
     "lib/dtcp/daemon.py: signal.set_wakeup_fd": "a pipe that does not block, on both",
-    "lib/dtcp/inquiries.py: listener.accept": "as in dtcps.py",
-    "lib/dtcp/ledger.py: os.O_NOFOLLOW": "any error, and then a look whether it is a link",
+    "lib/dtcp/ledger.py: fcntl.flock": "of both sides the same flock(2)",
+    "lib/dtcp/ledger.py: os.O_NOFOLLOW": "beside O_EXCL, which refuses a link on both (open(2))",
     "lib/dtcp/password.py: '/dev/tty'": "the terminal, on both (tty(4), seen on 15.1)",
-    "lib/dtcp/password.py: os.O_NOFOLLOW": "any error, and then a look whether it is a link",
     "lib/dtcp/password.py: sys.getfilesystemencoding": "the terminal's; UTF-8 by default on both",
-    "lib/dtcp/settings.py: '\\x00'": "no address: refused in a path",
+    "lib/dtcp/private.py: errno.ELOOP": "Linux's for a symbolic link (open(2))",
+    "lib/dtcp/private.py: errno.EMLINK": "FreeBSD's for the same (open(2))",
+    "lib/dtcp/private.py: os.O_NOFOLLOW": "both errors are known",
     "lib/dtcp/run.py: 'LC_ALL'": "C, which both have",
-    "lib/dtcp/shell.py: select.poll": "a pipe's end is POLLHUP or POLLIN: read either way",
-    "lib/dtcp/speaker.py: errno.EINPROGRESS": "connect(2) of both; done at once is taken too",
-    "lib/dtcp/speaker.py: errno.ETIMEDOUT": "made by ourselves, for a message",
-    "lib/dtcp/speaker.py: os.closerange": "beyond the last one: close_range(2) on both",
-    "lib/dtcp/speaker.py: os.setgroups": "none; setgid(2) comes behind it (seen on 15.1 and 14.0)",
-    "lib/dtcp/speaker.py: os.strerror": "shown, never compared",
-    "lib/dtcp/speaker.py: os.sysconf": "the limit; -1, for no limit, is less than what we close",
-    "lib/dtcp/speaker.py: resource.RLIMIT_CORE": "0, on both",
-    "lib/dtcp/speaker.py: resource.RLIMIT_FSIZE": "0: files only, not sockets (seen on 15.1)",
-    "lib/dtcp/speaker.py: resource.RLIMIT_NOFILE": "3: a socket can be opened (seen on 15.1)",
-    "lib/dtcp/speaker.py: resource.RLIMIT_NPROC": "0, as nobody: no fork(2) (seen on 15.1)",
-    "lib/dtcp/speaker.py: select.select": "two descriptors, to read, or to see a connection",
-    "lib/dtcp/speaker.py: signal.set_wakeup_fd": "none any more",
-    "lib/dtcp/speaker.py: socket.SO_ERROR": "what came of a connect(2), on both (getsockopt(2))",
-    "lib/dtcp/speaker.py: socket.SO_KEEPALIVE": "on or off, with the system's own times (tcp(4))",
-    "lib/dtcp/store.py: os.O_NOFOLLOW": "beside O_EXCL, which refuses a link on both (open(2))",
-    "lib/dtcp/system.py: os.posix_spawn(setpgroup)": "POSIX's (seen on 15.1 and 14.0)",
-    "lib/dtcp/system.py: os.posix_spawn(setsigdef)": "as above",
+    "lib/dtcp/server/database.py: os.O_NOFOLLOW": "beside O_EXCL, which refuses a link (open(2))",
+    "lib/dtcp/server/inquiries.py: listener.accept": "as in sessions.py",
+    "lib/dtcp/server/presence.py: socket.TCP_KEEPCNT": "questions of keep-alive, 127 at most on"
+    " Linux; FreeBSD counts in time since the last segment, hence two steps (tcp(4))",
+    "lib/dtcp/server/presence.py: socket.TCP_KEEPIDLE": "seconds, and it sets the timer anew, on"
+    " both (tcp(4))",
+    "lib/dtcp/server/presence.py: socket.TCP_KEEPINTVL": "seconds, on both (tcp(4))",
+    "lib/dtcp/server/sessions.py: resource.RLIMIT_NOFILE": "from the soft limit to the hard one",
+    "lib/dtcp/server/sessions.py: resource.RLIM_INFINITY": "as above; FreeBSD has"
+    " kern.maxfilesperproc in its place",
+    "lib/dtcp/server/sessions.py: self._listener.accept": "by accept4(2) in Python on both, and"
+    " set not to block then",
+    "lib/dtcp/server/sessions.py: socket.SO_KEEPALIVE": "as in lib/dtcp/client/conversation.py",
+    "lib/dtcp/server/sessions.py: socket.SO_REUSEADDR": "for the port of one that has just ended;"
+    " FreeBSD also lets us stand beside who has it at other addresses (setsockopt(2))",
+    "lib/dtcp/server/settings.py: '\\x00'": "no address: refused in a path",
+    "lib/dtcp/server/shell.py: select.poll": "a pipe's end is POLLHUP or POLLIN: read either way",
+    "lib/dtcp/server/udp.py: errno.EADDRINUSE": "made by ourselves, for a message",
     "lib/dtcp/wire.py: b'\\x00'": "no address: refused in a line",
 }
 

@@ -1,7 +1,7 @@
 """A hundred thousand conversations with each end, in which anything may be wrong.
 
-Whatever is said, and however it is cut: what comes of it is documented, nothing else is raised,
-nothing piles up.  `SEED=word` in the environment makes other conversations than the usual ones.
+Whatever is sent, and however it is split: the outcome is documented, nothing else is raised,
+nothing piles up.  `SEED=word` in the environment generates different conversations.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from lab.host import Host
 from lab.internet import Internet
 from lab.machine import machine
+from lab.snapshot import difference
 from tests.port import ROOT, Port, stage
 from tests.running import DELEGATED, PREFIX, SERVER, identity, ping, serve, set_users, wait_until
 
@@ -29,12 +31,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Port:
     """The port, installed, its rc.d scripts reading the stand-in."""
     installed = stage(tmp_path_factory.mktemp("rc"))
     installed.install()
-    for name in ("dtcpc", "dtcps"):
-        script = installed.prefix / "etc/rc.d" / name
-        text = script.read_text()
-        assert text.count(". /etc/rc.subr\n") == 1
-        script.chmod(0o755)
-        script.write_text(text.replace("/etc/rc.subr", str(ROOT / "tests/rc.subr")))
+    installed.use_stand_in()
     return installed
 
 
@@ -56,7 +53,8 @@ class Service:
 
     def configure(self, **variables: str) -> None:
         """Write rc.conf."""
-        self._conf.write_text("".join(f"{name}='{text}'\n" for name, text in variables.items()))
+        lines = (f"{name}={shlex.quote(text)}\n" for name, text in variables.items())
+        self._conf.write_text("".join(lines))
 
     def record_instead(self) -> str:
         """A program that writes down its arguments; its path, for dtcpc_program."""
@@ -175,6 +173,14 @@ def test_the_script_knows_the_program_and_nothing_of_python(port: Port, name: st
             {"dtcpc_server": SECOND, "dtcpc_username": "jun"},
             f"-t network -Dl {{}} -u jun {SECOND}",
         ),
+        (
+            {"dtcpc_flags": "-t host -P em1/1 -dal"},
+            "-t host -P em1/1 -dal {} -u itojun tunnel.example.org",
+        ),
+        (
+            {"dtcpc_flags": "-R '-net 2001:db8::/32' -A '::a:7 ::a:8 prefixlen 128'"},
+            "-R -net 2001:db8::/32 -A ::a:7 ::a:8 prefixlen 128 {} -u itojun tunnel.example.org",
+        ),
         ({"dtcpc_nice": "5"}, "-t network -Dl {} -u itojun tunnel.example.org"),
     ],
 )
@@ -224,21 +230,41 @@ def test_in_a_jail_no_module_is_asked_for(dtcpc: Service, jailed: str, expected:
         ({"dtcpc_server": ""}, "dtcpc_server is not set: the name or the IPv4 address of a"),
         ({"dtcpc_server": "two words"}, 'dtcpc_server="two words" is not the name or'),
         ({"dtcpc_server": "-x"}, 'dtcpc_server="-x" is not the name or'),
-        ({"dtcpc_server": "2001:db8::1"}, "dtcpc_server: server: '2001:db8::1': give a name or"),
-        ({"dtcpc_server": "192.0.2.300"}, "dtcpc_server: server: '192.0.2.300' is no IPv4"),
+        ({"dtcpc_server": "2001:db8::1"}, "dtcpc_server: server: '2001:db8::1': DTCP runs"),
+        ({"dtcpc_server": "192.0.2.300"}, "dtcpc_server: server: invalid IPv4 address"),
         ({"dtcpc_username": ""}, "dtcpc_username is not set: the user name there"),
-        ({"dtcpc_username": "a:b"}, "dtcpc_username: -u: 'a:b' is no DTCP"),
+        ({"dtcpc_username": "a:b"}, "dtcpc_username: -u: invalid DTCP"),
         ({"dtcpc_username": "$(id)"}, 'dtcpc_username="$(id)" is not the user name there'),
         ({"dtcpc_flags": "-x"}, "dtcpc_flags: unrecognized arguments: -x\n"),
         ({"dtcpc_flags": "-m 9000"}, "dtcpc_flags: -m: '9000' is"),
-        ({"dtcpc_flags": "-t host -P em1/1"}, "dtcpc_flags: -P: type host"),
-        ({"dtcpc_flags": "--dry-run"}, "dtcpc_flags: --dry-run: ends by itself"),
+        ({"dtcpc_flags": "--dry-run"}, "dtcpc_flags: --dry-run excludes"),
         ({"dtcpc_flags": "--help"}, "dtcpc_flags: usage: "),
-        ({"dtcpc_flags": "--status"}, "dtcpc_flags: --check: does no more"),
-        ({"dtcpc_flags": "-d -l"}, "dtcpc_flags: -d: stays in the foreground"),
+        ({"dtcpc_flags": "--status"}, "dtcpc_flags: --check excludes"),
+        ({"dtcpc_flags": "--test"}, "dtcpc_flags: --test excludes"),
         ({"dtcpc_flags": "-s /nowhere"}, "dtcpc_flags: -s: /nowhere: not an executable file"),
         ({"dtcpc_flags": "other.example.org"}, "dtcpc_flags: unrecognized arguments"),
-        ({"dtcpc_fib": "x"}, "dtcpc_fib or dtcpc_flags: -F: 'x'"),
+        ({"dtcpc_fib": "x"}, 'dtcpc_fib="x" is not the number of a FIB'),
+        ({"dtcpc_fib": "1; touch /run/x"}, 'dtcpc_fib="1; touch /run/x" is not the number of'),
+        ({"dtcpc_fib": "65536"}, "dtcpc_fib or dtcpc_flags: -F: '65536'"),
+        *(
+            ({"dtcpc_flags": flags}, "dtcpc_flags: a character of sh(1) in it; quote it, or")
+            for flags in (
+                "-l; touch /run/x",
+                "-l && touch /run/x",
+                "-l | touch /run/x",
+                "-l -s $(touch /run/x)",
+                "-l -s `touch /run/x`",
+                '-l -s "$(touch /run/x)"',
+                "-l >/run/x",
+                "-l\ntouch /run/x",
+                "-l 'a' ; touch /run/x 'b'",
+                "-l \\; touch /run/x",
+                '-l "\'"; touch /run/x; "\'"',
+                "-l 'x",
+                "-l\n",
+                "-l #",
+            )
+        ),
         (
             {"dtcpc_authfile": "/nowhere"},
             "dtcpc_authfile: /nowhere: no such file; it needs mode 600, and a line "
@@ -258,6 +284,7 @@ def test_what_is_wrong_is_said_with_the_name_of_the_variable(
     dtcpc.configure(**GOOD | wrong)
     message = dtcpc.refuses("start")
     assert message.startswith(said.replace("{auth}", str(dtcpc.auth)))
+    assert not Path("/run/x").exists()  # nothing was evaluated
     # That line, and the one of rc.subr.
     assert message.endswith("failed precmd routine for dtcpc\n")
     assert message.count("\n") == 2
@@ -266,7 +293,7 @@ def test_what_is_wrong_is_said_with_the_name_of_the_variable(
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        ("readable", "readable by others; chmod 600 {auth}"),
+        ("readable", "readable by others; chmod 600 {auth}, if it is the password file"),
         ("directory", "not a regular file"),
         ("link", "is a symbolic link"),
         ("missing", "no such file; it needs mode 600, and a line {server}:itojun:PASSWORD"),
@@ -386,7 +413,7 @@ def test_a_verb_that_there_is_not_shows_those_that_there_are(
     done = dtcpc.run(*words)
     assert done.returncode == 1
     assert "Usage: " in done.stderr
-    assert {"reload", "status", "poll"} <= set(re.split(r"\W", done.stderr))
+    assert {"reload", "test", "status", "poll"} <= set(re.split(r"\W", done.stderr))
 
 
 # --- real tunnels -----------------------------------------------------------------------------
@@ -411,7 +438,6 @@ def test_a_tunnel_from_start_to_stop(net: Internet, client: Service) -> None:
         assert client.refuses("start") == f"dtcpc already running?  (pid={pid}).\n"
 
         client.does("reload")
-        server.wait_for("itojun: down")
         wait_until("another login", lambda: sum("itojun: up" in x for x in server.lines) == 2)
 
         said = client.does("restart")
@@ -430,6 +456,41 @@ def test_a_tunnel_from_start_to_stop(net: Internet, client: Service) -> None:
     for verb in ("stop", "reload"):
         assert client.refuses(verb) == "dtcpc not running? (check /var/run/dtcpc.pid).\n"
     assert client.does("faststop") == ""
+
+
+@pytest.mark.lab
+def test_the_tunnel_of_rc_conf_is_tested(net: Internet, client: Service) -> None:
+    """Before it is started, and while it runs; what is wrong in rc.conf is said as at a start."""
+    client.configure(**GOOD)
+    with serve(net):
+        before = net.client.snapshot()
+        said = client.does("test").splitlines()
+        assert [line.split("  ")[0] for line in (said[0], said[-1])] == ["name", "path MTU"]
+        assert difference(before, net.client.snapshot()) == []
+        client.configure(**GOOD | {"dtcpc_username": "jun"})
+        assert "has no line" in client.refuses("test")
+        client.configure(**GOOD)
+        client.does("start")
+        wait_until("the tunnel", is_up(client))
+        pid = client.pid()
+        assert client.does("test").startswith("running ")
+        assert client.pid() == pid
+        net.server.run(["ifconfig", "gif0", "down"])
+        done = client.run("test")
+        assert done.returncode
+        assert "packets back" in done.stdout.splitlines()[-2]
+        client.does("stop")
+
+
+def test_the_test_is_that_of_each_tunnel(dtcpc: Service) -> None:
+    dtcpc.configure(
+        **GOOD, dtcpc_profiles="home work", dtcpc_work_fib="2", dtcpc_program=dtcpc.record_instead()
+    )
+    own = "-t network -Dl -D -f /var/run/dtcpc_{}.pid --auth-file " + str(dtcpc.auth)
+    assert dtcpc.does("test", "home") == ""
+    assert dtcpc.record.read_text() == f"{own.format('home')} -u itojun {SERVER} --test"
+    assert dtcpc.does("test") == "setfib 2\n"
+    assert dtcpc.record.read_text() == f"{own.format('work')} -F 2 -u itojun {SERVER} --test"
 
 
 @pytest.mark.lab
@@ -465,7 +526,7 @@ def test_a_restart_with_a_bad_rc_conf_stops_nothing(net: Internet, client: Servi
 def test_what_the_check_does_not_see_stops_the_start_as_well(
     net: Internet, client: Service
 ) -> None:
-    client.configure(**GOOD, dtcpc_flags="-t network -P em7/1 -l")
+    client.configure(**GOOD, dtcpc_flags="-t network -P em7/1")
     done = client.run("start")
     assert done.returncode == 1
     assert "dtcpc: -P: em7: no such interface\n" in done.stderr
@@ -720,7 +781,12 @@ def test_who_may_not_look_is_told_so_by_status(
     unable = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
     done = service.run_file(*unable, service.script, "status")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{service.script}: WARNING: {path}: not allowed; become root\n"
+    warning = f"{service.script}: WARNING: {path}: not allowed; become root\n"
+    assert done.stderr == warning
+    # rc.subr(8) goes on as if nothing ran, but the reason has been said.
+    done = service.run_file(*unable, service.script, "stop")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{warning}{name} not running? (check {path}).\n"
 
 
 @pytest.mark.lab
@@ -802,13 +868,62 @@ def test_a_restart_leaves_the_tunnels_and_one_that_would_fail_the_server(
     assert "gif0" not in net.server.run(["ifconfig", "-l"]).stdout
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ""),
+        ({"dtcps_tunif": "gif", "dtcps_unit_min": "10"}, "-i gif10"),
+        ({"dtcps_unit_min": "10"}, "-i gif10"),
+        ({"dtcps_tunif": "gif"}, "-i gif0"),
+        ({"dtcps_fib": "2", "dtcps_prefix": PREFIX}, f"-F 2 {PREFIX}"),
+    ],
+)
+def test_the_old_variables_of_the_server(
+    port: Port, tmp_path: Path, variables: dict[str, str], expected: str
+) -> None:
+    service = Service(port, tmp_path, "dtcps")
+    service.configure(dtcps_enable="YES", dtcps_program=service.record_instead(), **variables)
+    said = service.run("start")
+    assert said.returncode == 0, said.stderr
+    assert ("setfib 2" in said.stdout) == ("dtcps_fib" in variables)
+    assert service.record.read_text() == expected
+
+
+@pytest.mark.lab
+def test_a_reload_says_whether_the_file_was_taken(net: Internet, dtcps: Service) -> None:
+    config = dtcps.prefix / "etc/dtcps.conf"
+    dtcps.configure(dtcps_enable="YES", dtcps_prefix=PREFIX)
+    assert dtcps.refuses("reload") == "dtcps: not running\n"
+    dtcps.does("start")
+    assert dtcps.does("reload") == ""
+    for text, why in (
+        ("mtu = 7\n", f"{config}:1: '7' is not a number from 1280 to 8192"),
+        # Which --check does not see.
+        ("listen = 192.0.2.1\n", "listen cannot change while we run: restart"),
+        ("metrics = 127.0.0.1:20200\n", "metrics: listen on 127.0.0.1 port 20200: Address"),
+    ):
+        config.write_text(text)
+        assert dtcps.refuses("reload").startswith(f"dtcps: nothing was changed: {why}")
+        assert f"the configuration was not taken: {why}" in dtcps.does("status")
+    config.unlink()
+    dtcps.does("reload")
+    assert "was not taken" not in dtcps.does("status")
+    dtcps.does("stop")
+
+
 @pytest.mark.lab
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"dtcps_flags": "-x"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
-        ({"dtcps_prefix": "2001:db8::/120"}, "mend dtcps_flags or dtcps_prefix in rc.conf"),
+        ({"dtcps_flags": "-x"}, "mend dtcps_flags or another variable of dtcps in"),
+        ({"dtcps_prefix": "2001:db8::/120"}, "mend dtcps_flags or another variable of dtcps in"),
         ({"dtcps_flags": "--config /x"}, "dtcps: /x: no such file"),
+        ({"dtcps_flags": "-U; touch /run/x"}, "dtcps_flags: a character of sh(1) in it"),
+        ({"dtcps_flags": "-U\n"}, "dtcps_flags: a character of sh(1) in it"),
+        ({"dtcps_prefix": "$(touch /run/x)"}, "dtcps_prefix: a character of sh(1) in it"),
+        ({"dtcps_tunif": "tap"}, "mend dtcps_flags or another variable of dtcps in"),
+        ({"dtcps_unit_min": "1;touch /run/x"}, 'dtcps_unit_min="1;touch /run/x" is not the name'),
+        ({"dtcps_fib": "1;touch /run/x"}, 'dtcps_fib="1;touch /run/x" is not the number of a FIB'),
         ({"dtcps_flags": "-dU"}, "dtcps_flags: -dU keeps dtcps in the foreground; leave it out"),
     ],
 )
@@ -820,3 +935,5 @@ def test_a_server_that_cannot_start_says_why(
     assert done.returncode == 1
     assert said in done.stderr
     assert not dtcps.commands()
+    assert dtcps.host is not None
+    assert not dtcps.host.run(["ls", "/run/x"], check=False).stdout  # nothing was evaluated

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from dtcp import run
-from dtcp.shell import Shell
+from dtcp.server.shell import Shell
 
 pytestmark = [
     # It is what `sh` does, in a process that has threads by then.

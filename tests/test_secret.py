@@ -1,4 +1,4 @@
-"""The password, looked for wherever it must not be, from the start of a client to its end."""
+"""The password, searched for wherever it must not be, from the start of a client to its end."""
 
 from __future__ import annotations
 

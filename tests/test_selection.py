@@ -1,4 +1,4 @@
-"""The sample that `make test` takes is honest: ten commits in a row take everything."""
+"""The sample that `make test` takes is complete: ten consecutive commits take everything."""
 
 from __future__ import annotations
 

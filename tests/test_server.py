@@ -1,4 +1,4 @@
-"""The server, with real tunnels: many clients at once, and nothing left of those that are gone."""
+"""The server, with real tunnels: many clients at once, and nothing left after they are gone."""
 
 from __future__ import annotations
 
@@ -109,11 +109,32 @@ def test_a_new_login_replaces_the_old_one(net: Internet) -> None:
         wait_until("no tunnel is left", lambda: not _tunnels(net))
 
 
+VYATTA = """
+import hashlib, socket
+with socket.create_connection(("192.0.2.1", 20200), 20) as sock:
+    file = sock.makefile("rb")
+    challenge = file.readline().split()[1].decode()
+    digest = hashlib.md5(f"itojun{challenge}secret".encode()).hexdigest()
+    for said in (f"tunnel itojun {digest} network\\n", "ping", "ping", "quit\\n"):
+        sock.sendall(said.encode())
+        print(file.readline().decode().strip())
+"""
+
+
+def test_vyattas_client_ends_its_lines_with_lf_and_its_pings_with_nothing(net: Internet) -> None:
+    with serve(net):
+        pong = "+OK hi, happy to hear from you"
+        assert net.client.run([sys.executable, "-c", VYATTA]).stdout.splitlines() == [
+            "+OK 203.0.113.7 192.0.2.1 2001:db8:3c3::/48",
+            *(pong, pong, "+OK see you soon."),
+        ]
+
+
 def test_two_users_cannot_have_the_same_outer_pair(net: Internet) -> None:
     with serve(net), Talker(net, "itojun", "secret", "host") as one:
         assert one.answer.startswith("+OK")
         with Talker(net, "jun", "hidden", "host") as other:
-            assert other.answer == "-ERR busy, try again later"
+            assert other.answer == "-ERR 203.0.113.7 has a tunnel of another user; use -U"
         assert _tunnels(net) == ["192.0.2.1 --> 203.0.113.7"]
 
 

@@ -144,7 +144,8 @@ def test_what_was_half_made_is_removed_at_the_start(net: Internet) -> None:
     net.server.run([*words, "somebody's"])
     with serve(net) as server:
         server.wait_for("removing gif0, which a killed dtcps has left")
-        assert net.server.run(["ifconfig", "-g", "dtcp"]).stdout == "gif1\n"
+        marked = ["ifconfig", "-g", "dtcp"]
+        wait_until("gif0 has gone", lambda: net.server.run(marked).stdout == "gif1\n")
         assert server.end() == 0
 
 
@@ -158,13 +159,17 @@ def test_what_was_half_made_is_removed_at_the_start(net: Internet) -> None:
     ],
 )
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
-def test_what_is_not_as_it_was_is_made_anew(net: Internet, spoil: str) -> None:
+def test_what_is_not_as_it_was_is_put_back_or_made_anew(net: Internet, spoil: str) -> None:
     with serve(net) as server, Talker(net, "itojun", "secret", "network"):
         server.end(signal.SIGKILL)
     net.server.run(spoil.split())
     with serve(net) as server, Talker(net, "itojun", "secret", "network") as talker:
         assert talker.answer.startswith("+OK")
-        assert any("create" in line for line in _commands(server))
+        is_new = any("create" in line for line in _commands(server))
+        assert is_new == ("destroy" in spoil)
+        server.wait_for("itojun: .*(put back what was missing|not there any more: making it anew)")
+        assert _tunnels(net) == ["192.0.2.1 --> 203.0.113.7"]
+        assert "<UP," in net.server.run(["ifconfig", "gif0"]).stdout
         shown = net.server.run(["route", "-n", "get", "-inet6", "2001:db8:3c3::"]).stdout
         assert re.search(r"interface: gif[0-9]", shown)
         assert server.end() == 0
@@ -231,4 +236,32 @@ def test_a_replaced_login_waits_for_one_that_is_being_made(net: Internet) -> Non
         with Talker(net, "itojun", "secret", "host") as second:
             assert second.answer.startswith("+OK"), "\n".join(server.lines)
             assert len(_tunnels(net)) == 1
+        assert server.end() == 0
+
+
+@pytest.mark.hazard(77)
+def test_the_next_one_waits_for_a_slow_command(net: Internet) -> None:
+    """Two servers at once would each undo what the other is about to do."""
+    set_users(net.server, "itojun:secret\njun:hidden\n")
+    words = ("run.LIMIT=9", "dtcps", "-d", PREFIX)
+    with Program(net.server, "tests/hasty", *words) as server:
+        server.wait_for("listening")
+        whose = f"dtcps jun@203.0.113.7 pid {server.pid}"
+        fault = {"command": "ifconfig", "match": ["create", whose], "do": "hang"}
+        net.server.write("/run/freebsd/faults", json.dumps([fault]))
+        slow = [sys.executable, str(ROOT / "tests/talk.py"), "192.0.2.1", "jun", "hidden", "host"]
+        net.client.popen(slow, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        server.wait_for(f"ifconfig gif create .*{whose}")
+        server.send(signal.SIGUSR2)
+        server.wait_for("leaving the tunnels to the next one")
+        next_one = net.server.run([sys.executable, str(ROOT / "dtcps.py"), "-D"], check=False)
+        assert not any("could not be made" in line for line in server.lines), "it hangs still"
+        assert next_one.returncode == 1
+        assert f"already running as pid {server.pid}" in next_one.stderr
+        assert server.status() == 0
+        assert any("could not be made" in line for line in server.lines)
+        assert not any(whose in words for words in net.server.processes().values())
+    with serve(net) as server, Talker(net, "jun", "hidden", "host") as talker:
+        assert talker.answer.startswith("+OK")
+        assert len(_tunnels(net)) == 1
         assert server.end() == 0

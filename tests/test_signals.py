@@ -153,7 +153,7 @@ def test_in_every_step(net: Internet, figure: Figure, rows: Rows) -> None:
             assert client.end() == 0
         ran = [line.partition("# ")[2] for line in client.lines[:up] if "dtcpc: # " in line]
         first = next(n for n, line in enumerate(ran) if line.startswith("ifconfig gif create"))
-        assert len(ran) - first >= 9
+        assert len(ran) - first >= 8
         figure(PROMISE, "steps that hung", len(ran) - first)
         for number in rows(range(first, len(ran))):
             go_wrong(net, {"nth": number + 1, "do": "hang"})
@@ -173,15 +173,15 @@ def test_in_a_take_down_that_hangs(net: Internet, number: signal.Signals) -> Non
     """What does not end is given up in time, said, and left to the next start."""
     with serve(net):
         before = net.client.snapshot()
-        with login(net.client, "-t", "host") as client:
+        with login(net.client, "-t", "network") as client:
             client.wait_for("up after")
-            go_wrong(net, {"match": ["deletetunnel"], "do": "hang"})
+            go_wrong(net, {"match": ["delete"], "do": "hang"})
             client.send(signal.SIGTERM)
-            client.wait_for("# ifconfig gif0 deletetunnel")
+            client.wait_for("# route -n delete -inet6 2001:db8:3c3::/48 ::1")
             client.send(number)
             client.send(number)
             assert client.status(IN_TIME) == 1
-            client.wait_for("could not be undone: ifconfig gif0 deletetunnel: did not end in")
+            client.wait_for("could not be undone: route -n delete .*: did not end in")
             client.wait_for("# ifconfig gif0 destroy")
         with login(net.client, "-p", "20999") as client:
             assert client.status() == 75

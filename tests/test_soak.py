@@ -1,7 +1,7 @@
 """A day in the life of a client: a flapping server, changing addresses, jumping clocks.
 
 The client, its commands and its packets are real; only time is not (tests/virtual.py).  This
-process is the coordinator and the server: it moves the clock when the client has nothing to do.
+process is the coordinator and the server: it advances the clock when the client is idle.
 """
 
 from __future__ import annotations

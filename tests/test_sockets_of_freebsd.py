@@ -1,4 +1,4 @@
-"""A tunnel comes up where recvmsg(2) is FreeBSD's."""
+"""A tunnel comes up where recvmsg(2) behaves as on FreeBSD."""
 
 from __future__ import annotations
 

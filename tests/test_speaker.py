@@ -1,4 +1,4 @@
-"""What the server says is parsed without privileges, and root believes none of it."""
+"""The server's replies are parsed without privileges, and root trusts none of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from dtcp import grant, speaker, wire
-from dtcp.speaker import Event, Nonsense, Request, Speaker
+from dtcp import grant, wire
+from dtcp.client import conversation, speaker
+from dtcp.client.conversation import Login
+from dtcp.client.speaker import Event, Nonsense, Speaker
 
 from lab.internet import Internet
 from lab.snapshot import difference
@@ -45,7 +47,7 @@ def child_of(client: Program) -> int:
         found[:] = [
             int(pid)
             for pid in children
-            if re.search(rb"dtcpc|dtcp import speaker", Path(f"/proc/{pid}/cmdline").read_bytes())
+            if re.search(r"dtcpc|dtcp.client import", _of_process(int(pid), "cmdline"))
         ]
         return len(found) == 1
 
@@ -53,8 +55,17 @@ def child_of(client: Program) -> int:
     return found[0]
 
 
+def _of_process(pid: int, name: str) -> str:
+    """A file of proc(5); nothing if the process has gone: commands come and go at any time."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def status_of(pid: int) -> dict[str, list[str]]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    """What proc_pid_status(5) tells of a process; nothing if it has gone."""
+    lines = _of_process(pid, "status").splitlines()
     return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
 
 
@@ -158,7 +169,12 @@ def test_its_death_is_noticed_at_once_and_the_tunnel_comes_back(net: Internet) -
 @pytest.mark.parametrize("stage", ["at the login", "in the tunnel"])
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 def test_one_that_is_stopped_is_replaced(net: Internet, stage: str) -> None:
-    words = ("speaker.SILENCE=3", "speaker.CONNECT_TIME=1", "wire.PING_INTERVAL=1", "dtcpc")
+    words = (
+        "client.speaker.SILENCE=3",
+        "client.conversation.CONNECT_TIME=1",
+        "wire.PING_INTERVAL=1",
+        "dtcpc",
+    )
     with serve(net):
         before = net.client.snapshot()
         with Program(
@@ -179,11 +195,15 @@ def test_one_that_is_stopped_is_replaced(net: Internet, stage: str) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
-@pytest.mark.hazard(63)
+@pytest.mark.hazard(63, 65)
 @pytest.mark.parametrize("words", [(), ("-D",)])
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 def test_a_stopped_one_does_not_keep_us_from_ending(net: Internet, words: tuple[str, ...]) -> None:
-    """Nor does it outlive us, though the one of a daemon is a child of init(8)."""
+    """Nor does it outlive us.
+
+    It is our child, a daemon's too: until we have waited for it, its number is nobody else's, and
+    who is killed by that number is it.
+    """
     with serve(net):
         before = net.client.snapshot()
         with Program(net.client, "dtcpc", *words, "-u", "itojun", "-t", "host", SERVER) as client:
@@ -191,9 +211,11 @@ def test_a_stopped_one_does_not_keep_us_from_ending(net: Internet, words: tuple[
             daemon = int(net.client.read("/run/dtcpc.pid"))
             [speaker] = [
                 pid
-                for pid, line in net.client.processes().items()
-                if "dtcpc.py" in line and status_of(pid)["Uid"][0] == str(NOBODY)
+                for pid in net.client.processes()
+                if status_of(pid).get("Uid", [""])[0] == str(NOBODY)
             ]
+            parent = net.client.run(["ps", "-o", "ppid=", "-p", str(speaker)]).stdout
+            assert int(parent) == daemon
             os.kill(speaker, signal.SIGSTOP)
             os.kill(daemon, signal.SIGTERM)
             wait_until("its end", lambda: not Path(f"/proc/{daemon}").exists() or client.ended)
@@ -203,10 +225,7 @@ def test_a_stopped_one_does_not_keep_us_from_ending(net: Internet, words: tuple[
 
 
 def _lives(pid: int) -> bool:
-    try:
-        return status_of(pid)["State"][0] != "Z"
-    except FileNotFoundError:
-        return False
+    return status_of(pid).get("State", ["Z"])[0] != "Z"
 
 
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
@@ -238,11 +257,13 @@ def told() -> Iterator[Callable[..., list[Event]]]:
                 os._exit(0)
 
         patch = pytest.MonkeyPatch()
-        patch.setattr(speaker, "_run", instead)
+        patch.setattr(conversation, "run", instead)
         made = Speaker(None, said.append, said.append)
         patch.undo()
         ended.append(made)
-        made.login(Request(THERE, 20200, "itojun", tunnel_type, False, port, port, False), "secret")
+        made.login(
+            Login(THERE, 20200, "itojun", tunnel_type, False, port, port, False, False), "secret"
+        )
         return list(events(made))
 
     yield run
@@ -304,7 +325,6 @@ LIES = {
     "an unknown word": (*BEGUN, "1 run reboot"),
     "a connection from nowhere": ("1 connected",),
     "a connection from a name": ("1 connected localhost",),
-    "a connection from an address that is not ours": ("1 connected 198.51.100.77",),
     "a connection over IPv6": ("1 connected ::1",),
     "a second connection": (*BEGUN, CONNECTED),
     "a challenge before there is a connection": (f"1 challenge {CHALLENGE}",),
@@ -329,6 +349,7 @@ LIES = {
     "an inner address that is none": (*BEGUN, f"1 granted {PAIR} ::1 2001:db8:1::5"),
     "a prefix that cannot be": (*BEGUN, f"1 {GRANTED} fe80::/64"),
     "a port nobody asked for": (*BEGUN, f"1 {GRANTED} udp=4028"),
+    "a key nobody asked for": (*BEGUN, f"1 {GRANTED} key={'0' * 32}"),
     "no address": (*BEGUN, "1 nat 2001:db8::1"),
     "a scope": (*BEGUN, f"1 granted {PAIR} 2001:db8:1::6%;reboot 2001:db8:1::5"),
     "a scope of a prefix": (*BEGUN, f"1 {GRANTED} 2001:db8:3c3::%x/48"),
@@ -339,6 +360,15 @@ LIES = {
 
 
 @pytest.mark.hazard(63)
+def test_a_connection_from_an_address_that_is_not_ours_is_no_connection(
+    told: Callable[..., list[Event]],
+) -> None:
+    """A lie, or an address that has gone in that moment; neither is used."""
+    assert told(says("1 connected 198.51.100.77")) == [
+        wire.Lost("our address 198.51.100.77 is gone")
+    ]
+
+
 @pytest.mark.parametrize("lines", LIES.values(), ids=LIES)
 def test_what_cannot_be_meant_ends_it(
     told: Callable[..., list[Event]], lines: tuple[str, ...], figure: Figure
@@ -386,8 +416,10 @@ def test_one_that_hangs_is_ended(
 ) -> None:
     """Before the connection, at the login, and while the tunnel is up."""
     for module, name in (
-        *((speaker, "PATIENCE"), (speaker, "CONNECT_TIME"), (speaker, "SILENCE")),
-        *((wire, "LOGIN_TIME"),),
+        (speaker, "PATIENCE"),
+        (speaker, "SILENCE"),
+        (conversation, "CONNECT_TIME"),
+        (wire, "LOGIN_TIME"),
     ):
         monkeypatch.setattr(module, name, 0.2)
 
@@ -399,16 +431,33 @@ def test_one_that_hangs_is_ended(
     assert last == wire.Lost("no answer from the process that speaks with it")
 
 
+@pytest.mark.hazard(63)
+def test_one_that_talks_and_does_not_ping_is_ended(
+    told: Callable[..., list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each ping we see whether packets pass: without any nobody would notice that none do."""
+    monkeypatch.setattr(speaker, "SILENCE", 0.5)
+
+    def talk(client: socket.socket) -> None:
+        says(*BEGUN, f"1 {GRANTED}", "1 alive")(client)
+        while True:
+            says("1 trace << +OK hi, happy to hear from you")(client)
+            time.sleep(0.1)
+
+    *_, last = told(talk)
+    assert last == wire.Lost("no answer from the process that speaks with it")
+
+
 # --- what it does -----------------------------------------------------------------------------
 
 
 def test_a_request_arrives_as_it_was_and_the_password_never() -> None:
     server = socket.create_server(("127.0.0.1", 0))
     here, port = server.getsockname()
-    request = Request(IPv4Address(here), port, "itojun", "network", True, 4028, 0, False)
+    wanted = Login(IPv4Address(here), port, "itojun", "network", True, 4028, 0, False, False)
     made = Speaker(None, said.append, said.append)
     try:
-        made.login(request, " a b:c\udcff " + "x" * 70_000)
+        made.login(wanted, " a b:c\udcff " + "x" * 70_000)
         accepted, _ = server.accept()
         accepted.sendall(f"+OK {CHALLENGE} KAME tunnel server\r\n".encode())
         reader = accepted.makefile("rb")
@@ -432,13 +481,13 @@ def test_a_python_that_has_gone_is_told_and_one_that_is_back_is_used(
 ) -> None:
     """As while a package is upgraded."""
     made = Speaker(None, said.append, said.append)
-    request = Request(OWN, 1, "itojun", "host", False, None, None, False)
+    wanted = Login(OWN, 1, "itojun", "host", False, None, None, False, False)
     made.end()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", str(tmp_path / "python"))
         with pytest.raises(FileNotFoundError):
-            made.login(request, "")
-    made.login(request, "")
+            made.login(wanted, "")
+    made.login(wanted, "")
     assert list(events(made)) == [wire.Lost("Connection refused")]
     made.end()
 
@@ -452,7 +501,9 @@ def test_a_server_that_is_not_there_is_told(again: bool) -> None:
     try:
         if again:
             made.end()
-        made.login(Request(IPv4Address(here), port, "itojun", "host", False, None, None, False), "")
+        made.login(
+            Login(IPv4Address(here), port, "itojun", "host", False, None, None, False, False), ""
+        )
         assert list(events(made)) == [wire.Lost("Connection refused")]
     finally:
         made.end()

@@ -1,4 +1,4 @@
-"""The server's store: nothing is given out twice, whoever writes, and whoever is killed."""
+"""The server's store: nothing is given out twice, no matter who writes or is killed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import date
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -15,10 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from dtcp import pools, store
 from dtcp.grant import Grant
-from dtcp.pools import Pool, Span
-from dtcp.store import Store, StoreError, Tunnel, User
+from dtcp.server import database, pools
+from dtcp.server.database import Busy, StoreError
+from dtcp.server.pools import Pool, Span
+from dtcp.server.store import DAY, Made, Shared, Store, Use, User
+from dtcp.server.usage import Usage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,10 +49,10 @@ def add(db: Store, *names: str) -> None:
         db.put(User(name), "secret")
 
 
-def tunnel(user: str, number: int = 7, prefixes: tuple[IPv6Network, ...] = ()) -> Tunnel:
+def tunnel(user: str, number: int = 7, prefixes: tuple[IPv6Network, ...] = ()) -> Made:
     outer = (IPv4Address(f"203.0.113.{number}"), IPv4Address("192.0.2.1"))
     grant = Grant(*outer, prefixes=prefixes)
-    return Tunnel(user, "network", grant, f"gif{number}", f"dtcps {user}", "", False, 1e9)
+    return Made(user, "network", grant, f"gif{number}", f"dtcps {user}", "", False, 1e9)
 
 
 # --- pools ------------------------------------------------------------------------------------
@@ -198,7 +201,7 @@ def test_the_changes_are_told_once_each(db: Store, path: str) -> None:
     number, names = db.changes(start)
     assert names == ["jun", "itojun"]
     other.delete("jun")
-    db.keep(tunnel("itojun"))  # no change of a user
+    db.remember(tunnel("itojun"))  # no change of a user
     assert db.changes(number)[1] == ["jun"]
     other.close()
 
@@ -317,10 +320,12 @@ def test_a_standing_tunnel_is_remembered(db: Store, path: str) -> None:
         (PREFIX,),
         (0, 4028),
     )
-    made = Tunnel("itojun", "network", grant, "ng0", "dtcps itojun", "dtcps1u4028", False, 1e9)
-    db.keep(made)
+    made = Made("itojun", "network", grant, "ng0", "dtcps itojun", "dtcps1u4028", False, 5.0)
+    db.remember(made)
     again = Store(path)
-    assert again.tunnels() == [made]
+    (found,) = again.tunnels()
+    assert found._replace(since=5.0) == made
+    assert abs(found.since - 5.0) < 5
     again.forget("itojun")
     assert db.tunnels() == []
     again.close()
@@ -330,7 +335,7 @@ def test_what_a_standing_tunnel_has_is_nobody_elses(db: Store) -> None:
     """Though its user has lost it, or is no more."""
     db.put(User("itojun", prefixes=(PREFIX,)), "secret")
     add(db, "jun")
-    db.keep(tunnel("itojun", prefixes=(PREFIX,)))
+    db.remember(tunnel("itojun", prefixes=(PREFIX,)))
     db.delete("itojun")
     with pytest.raises(StoreError, match="overlaps what a tunnel of itojun still has"):
         db.put(User("jun", prefixes=(PREFIX,)))
@@ -346,22 +351,23 @@ def test_a_tunnel_cannot_have_what_became_anothers_meanwhile(db: Store) -> None:
     db.put(User("itojun"))
     db.put(User("jun", prefixes=(PREFIX,)))
     with pytest.raises(StoreError, match="itojun: what the tunnel has is taken"):
-        db.keep(tunnel("itojun", prefixes=(PREFIX,)))
+        db.remember(tunnel("itojun", prefixes=(PREFIX,)))
     assert db.tunnels() == []
 
 
 def test_two_tunnels_cannot_have_the_same_ends(db: Store) -> None:
-    db.keep(tunnel("itojun", 7))
+    db.remember(tunnel("itojun", 7))
     with pytest.raises(StoreError, match="jun: what the tunnel has is taken"):
-        db.keep(tunnel("jun", 7)._replace(interface="gif8"))
+        db.remember(tunnel("jun", 7)._replace(interface="gif8"))
 
 
 # --- many at once, and killed -----------------------------------------------------------------
 
 CHILD = """
 import sys
-from dtcp import pools
-from dtcp.store import Store, User
+import time
+from dtcp.server import pools
+from dtcp.server.store import Store, User
 path, own = sys.argv[1:]
 db = Store(path)
 pool = pools.pairs("2001:db8:1::")
@@ -437,7 +443,7 @@ def test_whatever_happens_nothing_is_anybodys_twice(
             elif db.user(name) is not None and act in ("pair", "block"):
                 db.lease(name, [small if act == "pair" else blocks])
             elif act == "keep" and (user := db.user(name)) is not None:
-                db.keep(tunnel(name, which, user.prefixes))
+                db.remember(tunnel(name, which, user.prefixes))
         except StoreError:
             pass
     db.close()
@@ -542,7 +548,7 @@ def test_who_writes_for_too_long_is_named(
 ) -> None:
     raw = sqlite3.connect(path, isolation_level=None)
     raw.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
     hasty = Store(path)
     with pytest.raises(StoreError, match="another program has been writing"):
         hasty.put(User("itojun"), "secret")
@@ -551,3 +557,88 @@ def test_who_writes_for_too_long_is_named(
     hasty.put(User("itojun"), "secret")
     raw.close()
     hasty.close()
+
+
+@pytest.mark.hazard(68)
+def test_who_has_been_here_is_known_for_a_day(db: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("itojun", "jun"):
+        db.put(User(name), "secret")
+    assert not db.has_been_here("itojun")
+    db.remember(tunnel("itojun"))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 9 * DAY)
+    assert db.has_been_here("itojun"), "the tunnel stands"
+    assert not db.has_been_here("jun")
+    db.forget("itojun")
+    db.forget("jun")  # who had none
+    assert db.has_been_here("itojun")
+    assert not db.has_been_here("jun")
+    monkeypatch.setattr(time, "time", lambda: now + 10 * DAY)
+    assert not db.has_been_here("itojun")
+    db.remember(tunnel("jun"))
+    db.delete("jun")
+    db.forget("jun")
+    assert not db.has_been_here("jun")
+
+
+def test_who_is_kicked_loses_the_tunnel_that_stands_and_no_other(db: Store) -> None:
+    add(db, "itojun", "jun")
+    number, _ = db.changes()
+    assert not db.kick("itojun")
+    db.remember(tunnel("itojun", 7))
+    db.remember(tunnel("jun", 8))
+    assert db.changes(number) == (number, [])
+    assert db.kick("itojun")
+    assert db.changes(number)[1] == ["itojun"]
+    assert (db.is_kicked("itojun"), db.is_kicked("jun")) == (True, False)
+    db.put(User("itojun", ("host",)))  # somebody changes him meanwhile
+    assert db.is_kicked("itojun")
+    db.forget("itojun")
+    db.remember(tunnel("itojun", 7))
+    assert not db.is_kicked("itojun")
+
+
+def test_what_users_have_done_is_summed(db: Store) -> None:
+    add(db, "itojun", "jun")
+    assert db.use() == {}
+    db.add_use({"itojun": Use(1000.0, 1, 2), "jun": Use(None, 5, 6), "nobody": Use(1.0, 1, 1)})
+    db.add_use({"itojun": Use(None, 10, 20)})
+    assert db.use() == {"itojun": Use(1000.0, 11, 22), "jun": Use(None, 5, 6)}
+    db.remember(tunnel("itojun"))
+    db.forget("itojun")
+    db.add_use({"itojun": Use(2000.0)})
+    assert db.use()["itojun"] == Use(2000.0, 11, 22)
+    db.delete("itojun")
+    add(db, "itojun")
+    assert "itojun" not in db.use()
+
+
+def test_what_users_have_done_is_written_at_once_and_nothing_gets_lost(
+    db: Store, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(db, "itojun", "jun")
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    monkeypatch.setattr(database, "HASTE", 0.01)
+    usage, shared, said = Usage(), Shared(path), list[str]()
+    assert not usage
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    usage.logged_in("itojun")
+    usage.ended("itojun", 1, 2)
+    raw = sqlite3.connect(path, isolation_level=None)
+    raw.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Busy):
+        usage.write(shared)
+    raw.execute("ROLLBACK")
+    raw.close()
+    usage.ended("itojun", 10, 20)
+    usage.ended("jun", 5, 6)
+    monkeypatch.setattr(time, "time", lambda: 2000.0)
+    usage.logged_in("jun")
+    with shared() as store:
+        store._db.set_trace_callback(said.append)
+    usage.write(shared)
+    assert not usage
+    usage.write(shared)
+    assert len([each for each in said if each.startswith("BEGIN")]) == 1
+    assert db.use() == {"itojun": Use(1000.0, 11, 22), "jun": Use(2000.0, 5, 6)}
+    shared.close()

@@ -16,6 +16,7 @@ from tests.running import (
     FAR,
     ROOT,
     SERVER,
+    TUNNELED,
     Program,
     Talker,
     login,
@@ -37,6 +38,7 @@ INSIDE = "2001:db8:3c3::1"  # an address of the delegated prefix
         ("host", (), "2001:db8:1::6"),
         ("network", ("-A", f"{INSIDE}/128"), INSIDE),
         ("tunnelroute", ("-A", f"{INSIDE} -prefixlen 128"), INSIDE),
+        ("network", ("-A", f"{INSIDE} fd00::1 prefixlen 128"), INSIDE),
     ],
 )
 def test_packets_pass_and_no_trace_is_left(
@@ -46,7 +48,7 @@ def test_packets_pass_and_no_trace_is_left(
         client_before, server_before = net.client.snapshot(), net.server.snapshot()
         with login(net.client, "-t", tunnel_type, *words) as client:
             client.wait_for("up after")
-            with net.router.capture("eth0", "ip proto 41") as capture:
+            with net.router.capture("eth0", TUNNELED) as capture:
                 assert ping(net.client)
                 assert ping(net.far, source)
                 packets = capture.wait(4)
@@ -339,13 +341,23 @@ def test_a_kernel_without_gif_is_told_with_the_remedy(net: Internet, jail: str) 
         assert difference(before, net.client.snapshot()) == []
 
 
+def test_another_system_is_told(net: Internet) -> None:
+    net.router.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
+    with serve(net), login(net.router, "-t", "host") as client:
+        assert client.status() == 1
+        assert client.lines[-1] == (
+            "dtcpc: this is not FreeBSD, whose commands make the tunnel; `make demo` shows it on"
+            " Linux"
+        )
+
+
 def test_an_interface_that_cannot_be_had_is_told_before_anything_is_sent(net: Internet) -> None:
     net.client.run(["ifconfig", "gif3", "create"])
     with net.router.capture("eth0", "tcp") as capture:
         for words, message in (
             (("-c", "-i", "gif9"), "gif9: no such interface; create it, or leave out -c"),
-            (("-i", "gif3"), "gif3: is there already; use it as it is with -c, or name another"),
-            (("-i", "em0"), "em0: is there already; use it as it is with -c, or name another"),
+            (("-i", "gif3"), "gif3: already exists; use it with -c, or choose another name"),
+            (("-i", "em0"), "em0: already exists; use it with -c, or choose another name"),
         ):
             with login(net.client, *words) as client:
                 assert client.status() == 1
@@ -359,7 +371,8 @@ def test_the_delegated_prefix_does_not_bounce(net: Internet) -> None:
         client.wait_for("up after")
         net.client.run(["sysctl", "net.inet6.ip6.forwarding=1"])
         unused = "2001:db8:3c3:7::7"
-        with net.router.capture("eth0", "ip proto 41") as capture:
+        # Not what a tunnel that has just come up says to all neighbours: those go to ff02::.
+        with net.router.capture("eth0", f"{TUNNELED} and ip[44] != 0xff") as capture:
             # -v: FreeBSD's ping says otherwise nothing of an answer that is none.
             done = net.far.run([*machine.ping(unused, 1, 3)[:-1], "-v", unused], check=False)
             assert "unreachable" in done.stdout.lower()

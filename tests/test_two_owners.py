@@ -2,8 +2,8 @@
 
 The two owners (dtcpc and dtcps) are played by a model: each connection is two streams of bytes that
 arrive in pieces of any size, a worker that takes its time for each request, and two ends that may
-close, or hear that the other has closed, at any moment.  Both speak the protocol, so nothing that
-they do to each other may be an error of the protocol, and each must always know where it stands.
+close, or see the other close, at any moment.  Both speak the protocol, so nothing they do
+to each other may be a protocol error, and each must always know its state.
 """
 
 from __future__ import annotations

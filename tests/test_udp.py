@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import re
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from lab.internet import CLIENT4_BEHIND_NAT, Internet
+from lab.internet import CLIENT4_BEHIND_NAT, SERVER4, Internet
 from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import (
     DELEGATED,
+    FAR,
     PREFIX,
+    ROOT,
     SERVER,
     Program,
+    Talker,
+    identity,
     login,
     ping,
     set_users,
     wait_until,
 )
+from tests.test_ears import WRONG, packet
 
 pytestmark = pytest.mark.lab
 
@@ -184,4 +195,165 @@ def test_through_a_nat_with_a_forwarded_port(release: str, enclosed: None) -> No
             client.wait_for("up after")
             wait_until("packets pass", lambda: ping(net.far, "2001:db8:1::6"))
             assert ping(net.client)
+            assert client.end() == 0
+
+
+# --- who decides where a tunnel goes ----------------------------------------------------------
+
+# Sends packets to the server's first port for as long as it lives, each as a line has it; ICMP
+# unreachables before that is open are no reason to stop.
+FLOOD = f"""
+import socket, sys, time
+packets = [bytes.fromhex(line) for line in sys.argv[1].split(",")]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    while True:
+        for packet in packets:
+            try:
+                sock.sendto(packet, ("{SERVER4}", 4028))
+            except OSError:
+                pass
+            time.sleep(0.001)
+"""
+
+
+@pytest.fixture
+def net_with_nat(release: str, enclosed: None) -> Iterator[Internet]:
+    with Internet(release, nat=True) as net:
+        yield net
+
+
+def _packets_pass(net: Internet) -> bool:
+    return ping(net.far, "2001:db8:1::6") and ping(net.client)
+
+
+def _keys(said: list[bytes]) -> set[bytes]:
+    """The data of the echo requests with a key, in UDP datagrams."""
+    return {each[56:] for each in said if len(each) == 72 and each[48] == 128}
+
+
+@pytest.mark.hazard(70)
+def test_strangers_behind_the_same_nat_take_no_tunnel(net_with_nat: Internet) -> None:
+    """Out of the client's own address, before it can say a word; not with a key they saw once."""
+    net = net_with_nat
+    with _serve(net, "-U") as server:
+        words = ("-U", "-n", "-t", "host")
+        with net.router.capture("eth0", "udp and dst port 4028") as capture:
+            with login(net.client, *words) as client:
+                client.wait_for("packets pass")
+                assert client.end() == 0
+            [seen] = _keys([each.payload for each in capture.wait(2)])
+        server.wait_for("itojun: down")
+        wrong = [*WRONG.values(), packet(seen)]
+        flood = [sys.executable, "-c", FLOOD, ",".join(each.hex() for each in wrong)]
+        # The NAT box itself has the client's outer address.
+        strangers = net.nat.popen(flood)
+        try:
+            with Talker(net, "jun", "hidden", "tunnelonly udp=0") as idle:
+                assert "udp=4028 key=" in idle.answer
+                end = time.monotonic() + 1
+                wait_until("a second has passed", lambda: time.monotonic() > end)
+                assert "ng0" not in net.server.run(["ifconfig", "-l"]).stdout
+            with login(net.client, *words) as client:
+                client.wait_for("up after")
+                wait_until("packets pass", lambda: _packets_pass(net))
+                client.wait_for("packets pass")
+                server.wait_for("itojun: up: ng0")
+                assert client.end() == 0
+            assert strangers.poll() is None
+        finally:
+            strangers.kill()
+            strangers.wait()
+
+
+@pytest.mark.hazard(70)
+def test_the_key_is_nowhere_but_in_the_packets(net: Internet) -> None:
+    """In no trace, list of arguments, state, or store."""
+    with (
+        _serve(net, "-U") as server,
+        net.router.capture("eth0", "udp and dst port 4028") as capture,
+        login(net.client, "-U", "-t", "host") as client,
+    ):
+        client.wait_for(r"<< \+OK .* udp=4028 key=\*{8}$")
+        server.wait_for(r">> \+OK .* udp=4028 key=\*{8}$")
+        client.wait_for("packets pass")
+        server.wait_for("itojun: up")
+        client.send(signal.SIGHUP)
+        client.wait_for(r">> tunnel itojun \*+ host udp=4028 key=\*{8}$")
+        server.wait_for(r"<< tunnel itojun \*+ host udp=4028 key=\*{8}$")
+        [key] = _keys([each.payload for each in capture.wait(2)])
+        said = [*client.lines, *server.lines]
+        for host in (net.client, net.server):
+            said += [*host.processes().values()]
+            hidden = "cat /var/run/dtcp*.state /var/db/dtcps/* 2>/dev/null | od -An -v -tx1"
+            shown = host.run(["sh", "-c", hidden]).stdout.replace(" ", "").replace("\n", "")
+            assert shown
+            assert key.hex() not in shown
+            assert key.hex().encode().hex() not in shown
+        status = [sys.executable, str(ROOT / "dtcpc.py"), "--status", "--json"]
+        said.append(net.client.run(status, check=False).stdout)
+        assert json.loads(said[-1])["interface"] == "ng0"
+        assert key.hex() not in "\n".join(said).lower()
+        assert client.end() == 0
+
+
+@pytest.mark.hazard(70)
+def test_behind_a_nat_too_it_is_handed_over_as_it_was(net_with_nat: Internet) -> None:
+    """Not a packet is lost at SIGHUP; a client that knows nothing of it is heard anew."""
+    net = net_with_nat
+    with _serve(net, "-U") as server:
+        with login(net.client, "-U", "-n", "-t", "host") as client:
+            client.wait_for("packets pass")
+            wait_until("packets pass", lambda: _packets_pass(net))
+            made = [identity(host, "ng0") for host in (net.client, net.server)]
+            flow = net.client.popen(["ping", "-n", "-i", "0.02", FAR], stdout=subprocess.PIPE)
+            for number in range(2, 7):
+                client.send(signal.SIGHUP)
+                wait_until(
+                    "up again",
+                    lambda n=number: sum("up after" in each for each in client.lines) == n,
+                )
+            flow.send_signal(signal.SIGINT)
+            said, _ = flow.communicate(timeout=10)
+            numbers = [int(each) for each in re.findall(r"icmp_seq=(\d+)", said)]
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+            assert made == [identity(host, "ng0") for host in (net.client, net.server)]
+            assert sum(line.endswith("as it was") for line in server.lines) == 5
+            client.end(signal.SIGKILL)
+        with login(net.client, "-U", "-n", "-t", "host") as client:
+            client.wait_for("packets pass")
+            assert sum(line.endswith("as it was") for line in server.lines) == 5
+            assert client.end() == 0
+
+
+@pytest.mark.hazard(70)
+def test_behind_a_nat_another_server_hears_the_client_anew(net_with_nat: Internet) -> None:
+    """It has read of the tunnel in the store, where the key is not."""
+    net = net_with_nat
+    server = _serve(net, "-U")
+    with login(net.client, "-U", "-n", "-l", "-t", "host") as client:
+        client.wait_for("packets pass")
+        wait_until("it is up", lambda: any("itojun: up" in line for line in server.lines))
+        server.end(signal.SIGUSR2)
+        with Program(net.server, "dtcps", "-d", "-U", PREFIX) as again:
+            again.wait_for("itojun: up: ng[01] to 203.0.113.7")
+            assert not any(line.endswith("as it was") for line in again.lines)
+            wait_until("packets pass", lambda: _packets_pass(net))
+            assert client.end() == 0
+            again.wait_for("itojun: down")
+
+
+@pytest.mark.hazard(70)
+def test_when_the_nat_moves_the_tunnel_follows(net_with_nat: Internet) -> None:
+    """By a new login, once the client has noticed the silence."""
+    net = net_with_nat
+    with _serve(net, "-U") as server:
+        net.nat.run(machine.nat_forgets(1))
+        with login(net.client, "-U", "-n", "-l", "-t", "host") as client:
+            client.wait_for("packets pass")
+            server.wait_for("itojun: up: ng0")
+            net.nat.run(machine.nat_forwards(7777, CLIENT4_BEHIND_NAT, 4028))
+            client.wait_for("lost: nothing comes back through the tunnel; trying again at once", 75)
+            lost = len(client.lines)
+            wait_until("passing", lambda: any("packets pass" in x for x in client.lines[lost:]))
+            assert _packets_pass(net)
             assert client.end() == 0

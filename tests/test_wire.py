@@ -1,10 +1,11 @@
-"""Both ends of DTCP, as bytes and times: what they say, and what they make of what they hear."""
+"""Both ends of DTCP, as bytes and times: what they send, and how they read what they receive."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 import pytest
 from dtcp import grant, wire
@@ -416,6 +417,64 @@ def test_the_trace_shows_the_conversation_without_the_digest(untrailed: str) -> 
     ]
 
 
+@pytest.mark.hazard(70)
+def test_no_trace_shows_a_key() -> None:
+    key = "00112233445566778899aabbccddeeff"
+    granted = f"203.0.113.7 192.0.2.1 udp=4029 key={key}"
+    shown = "203.0.113.7 192.0.2.1 udp=4029 key=********"
+    told, asking = Told(), Asking()
+    feed(told.client, GREETING)
+    [event] = feed(told.client, f"+OK {granted}\r\n".encode())
+    assert event == Granted(granted.split())
+    assert told.trace[-1] == f"<< +OK {shown}"
+    with pytest.raises(ProtocolError) as caught:  # who says it twice
+        feed(told.client, f"+OK {granted}\r\n".encode())
+    assert str(caught.value) == f'a reply nobody asked for: "{shown}"'
+    asking.say(LOGIN)
+    asking.session.accept(granted, 0)
+    assert asking.session.take() == f"+OK {granted}\r\n".encode()
+    assert asking.trace[-1] == f">> +OK {shown}"
+
+
+@pytest.mark.hazard(70)
+@pytest.mark.parametrize(
+    ("words", "udp", "key"),
+    [
+        ("udp=0 key=" + "0aF5" * 8, 0, bytes.fromhex("0af5" * 8)),
+        ("key=" + "0aF5" * 8 + " udp=4028", 4028, bytes.fromhex("0af5" * 8)),
+        ("udp=0 key=" + "0aF5" * 8 + " key=" + "0aF5" * 8, 0, None),
+        ("udp=0 key=" + "0aF5" * 7, 0, None),
+        ("udp=0 key=x", 0, None),
+        ("udp=0 key=", 0, None),
+        ("key=" + "0aF5" * 8, None, None),
+    ],
+)
+def test_a_client_may_tell_the_key_that_it_has(words: str, udp: int, key: bytes | None) -> None:
+    asking = Asking()
+    [asked] = asking.say(LOGIN.replace(b"tunnelonly", b"tunnelonly " + words.encode()))
+    assert asked == wire.Asked(USER, "tunnelonly", udp, key)
+    assert "0aF5" not in "".join(asking.trace)
+
+
+@pytest.mark.hazard(70)
+def test_and_our_client_tells_it_over_udp_only() -> None:
+    key = bytes.fromhex("0af5" * 8)
+    for udp, words in ((0, f" udp=0 key={key.hex()}"), (None, "")):
+        trace: list[str] = []
+        client = Client(USER, PASSWORD, "host", 0, udp=udp, key=key, trace=trace.append)
+        feed(client, GREETING)
+        assert client.take().decode().endswith(f" host{words}\r\n")
+        assert key.hex() not in "".join(trace)
+
+
+@pytest.mark.hazard(15)
+def test_the_trace_shows_what_another_protocol_says() -> None:
+    told = Told()
+    with pytest.raises(ProtocolError, match=r"^this is no DTCP server"):
+        told.client.receive(b"220 mail\x1b[31m ESMTP\r\n", 0)
+    assert told.trace == [r"<< 220 mail\x1b[31m ESMTP"]
+
+
 def test_the_trace_cannot_be_forged() -> None:
     told = Told()
     feed(told.client, f"+OK {CHALLENGE} \x1b[2J\x0b\x85>> quit\r\n".encode("latin-1"))
@@ -623,7 +682,7 @@ def test_the_server_greets_first_with_its_challenge() -> None:
         (b"Help me", b"+OK valid commands are: TUNNEL PING QUIT\r\n"),
         (b"", b"-ERR invalid command\r\n"),
         (b"  \t ", b"-ERR invalid command\r\n"),
-        (b"pingpong", b"-ERR invalid command\r\n"),
+        (b"pongping", b"-ERR invalid command\r\n"),
         (b"GET / HTTP/1.1", b"-ERR invalid command\r\n"),
         (b"\xff\xfe\x1b", b"-ERR invalid command\r\n"),
     ],
@@ -633,6 +692,53 @@ def test_the_server_answers_in_kames_words(
     asking: Asking, command: bytes, reply: bytes, ending: bytes, way: str
 ) -> None:
     assert asking.answers(command + ending, way) == reply
+
+
+def test_a_verb_that_only_begins_like_one_is_invalid(asking: Asking) -> None:
+    assert asking.answers(b"pingpong\nping\n") == b"-ERR invalid command\r\n" + PONG
+
+
+def test_a_ping_without_a_line_end_is_answered_and_counts() -> None:
+    """vyatta's client sends them like this; two may arrive as one after a loss."""
+    asking = admitted()
+    for minute, (said, answers) in enumerate([(b"ping", 1), (b"ping", 1), (b"pingping", 2)], 1):
+        assert asking.answers(said, now=60 * minute) == answers * PONG
+        assert asking.session.deadline == 60 * minute + wire.IDLE_TIME
+    assert asking.trace.count("<< ping") == 4
+    assert asking.say(b"quit\n") == [Ended("the client said quit")]
+
+
+@pytest.mark.parametrize("said", [b"ping\r\n", b"ping\n", b"ping \n", b"ping and more\r\n"])
+def test_what_ends_such_a_line_later_is_no_command(said: bytes, way: str) -> None:
+    for at in range(1, len(said)):
+        asking = admitted()
+        got = asking.answers(said[:at]) + asking.answers(said[at:] + said, way)
+        assert got == 2 * PONG
+
+
+def test_a_ping_behind_the_login_waits_for_its_outcome_with_or_without_an_end() -> None:
+    asking = Asking()
+    assert asking.answers(b"ping") == b""  # no tunnel, no vyatta
+    assert asking.say(b"\n" + LOGIN + b"ping") == [Asked("foo", "tunnelonly")]
+    assert asking.session.take() == PONG
+    assert asking.session.accept("203.0.113.7 192.0.2.1", 0) == []
+    assert asking.session.take() == GRANT + PONG
+
+
+said_by_clients = st.sampled_from(
+    [b"ping\r\n", b"ping\n", b"PING\n", b"ping x\n", b"help\n", b"\n", b"what\n"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(said_by_clients, max_size=4), st.lists(st.integers(0, 30), max_size=4))
+def test_however_tcp_cuts_it_each_line_has_one_answer(lines: list[bytes], cuts: list[int]) -> None:
+    said = b"".join(lines)
+    whole, cut = admitted(), admitted()
+    ends = sorted({min(each, len(said)) for each in cuts} | {0, len(said)})
+    told = [event for a, b in pairwise(ends) for event in cut.session.receive(said[a:b], 0)]
+    assert told == (whole.say(said) if said else [])
+    assert cut.session.take() == whole.session.take()
 
 
 @pytest.mark.parametrize("command", [b"quit\n", b"QUIT\r\n", b"Quit now please\n"])
@@ -820,13 +926,23 @@ def test_a_client_has_a_minute_to_log_in_whatever_it_says() -> None:
     for second in range(60):
         assert asking.session.deadline == 1060
         assert asking.session.tick(1000 + second) == []
-        assert asking.answers(b"ping\n", now=1000 + second) == PONG
+        if second % 10 == 0:
+            assert asking.answers(b"ping\n", now=1000 + second) == PONG
     asking.say(wrong(), now=1059)
     asking.session.refuse("no", 1059)
     asking.session.take()
     assert asking.session.tick(1060) == [Ended("timed out")]
     assert asking.session.take() == b"-ERR connection timed out, disconnecting\r\n"
     assert asking.session.tick(1061) == []
+
+
+@pytest.mark.hazard(69)
+def test_few_lines_before_the_login_whatever_they_are() -> None:
+    asking = Asking(now=0)
+    for number in range(wire.LINES_BEFORE_LOGIN):
+        assert asking.answers([b"ping\n", b"help\n"][number % 2]).startswith(b"+OK")
+    assert asking.say(b"ping\n" * 9) == [Ended("too much talk before the login")]
+    assert asking.session.take() == b"-ERR log in first\r\n"
 
 
 @pytest.mark.hazard(36)

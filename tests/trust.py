@@ -1,9 +1,9 @@
-"""docs/trust.md: what is promised, and what the last whole run of the tests showed of it.
+"""docs/trust.md: what is promised, and what the last full test run showed of it.
 
-A test says with the fixture `figure` which promise it shows and what it counted; the marker
-`hazard` says which lines of tests/hazards.py it proves.  With FIGURES naming a file, a run appends
+With the `figure` fixture a test says which promise it shows and what it counted; the `hazard`
+marker says which lines of tests/hazards.py it proves.  If FIGURES names a file, a run appends
 what its passed tests said to that file; `make test-all` then writes the tables between the marks in
-docs/trust.md.  Figures that differ from run to run are for `-s`, not for here.
+docs/trust.md.  Figures that vary from run to run belong in `-s` output, not here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def tables(lines: Iterable[str]) -> str:
     return (
         _table(("What is promised", "Shown by", "Counted in the last run"), promised)
         + "\n"
-        + _table(("Hazard", "What may come, and what must come of it", "Shown by"), listed)
+        + _table(("Hazard", "What may happen, and the required result", "Shown by"), listed)
     )
 
 
@@ -107,8 +107,8 @@ def write(path: str, seconds: float) -> None:
     words = ["git", "-C", str(selection.ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     run = (
-        f"The last whole run: commit {commit}, {seconds / 60:.0f} minutes. It also held the lab"
-        f" against the recordings (check sum {selection.lab_digest()}).\n"
+        f"The last full run: commit {commit}, {seconds / 60:.0f} minutes. It also compared the lab"
+        f" with the recordings (checksum {selection.lab_digest()}).\n"
     )
     before, _, rest = selection.TRUST.read_text().partition(BEGIN)
     after = rest.partition(END)[2]

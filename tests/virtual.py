@@ -1,12 +1,12 @@
 """A day in a minute: `virtual.py CLOCK PROGRAM WORD...` runs a program in virtual time.
 
-The clock is a file that a coordinator (the test) has made and shares with us.  Under it,
-`time.monotonic` and `time.time` tell its time, and a `select.select` of the main thread waits in
-it: until a descriptor is ready, or the coordinator has moved the clock far enough.  That one moves
-it only when every process here waits, all of them have looked again and found nothing to do, so
-nobody is ever too slow.  While anybody runs, commands included, the clock stands still.
+The clock is a file that a coordinator (the test) has created and shares with us.  Under it,
+`time.monotonic` and `time.time` return its time, and a `select.select` in the main thread waits on
+it: until a descriptor is ready, or the coordinator has advanced the clock far enough.  It does so
+only when every process here is waiting, has looked again and found nothing to do, so
+nobody is ever too slow.  While anything runs, including commands, the clock stands still.
 
-A process that we fork takes part from the moment of its birth: its slot is there before it is.
+A process that we fork takes part from the start: its slot exists before it does.
 """
 
 from __future__ import annotations

@@ -54,10 +54,10 @@ class Entry(NamedTuple):
     sample: bool
 
 
-def packing_list() -> list[Entry]:
+def packing_list(*words: str) -> list[Entry]:
     """The packing list."""
     entries = []
-    for line in make("plist").splitlines():
+    for line in make(*words, "plist").splitlines():
         found = re.fullmatch(r"(@sample(?:\(root,wheel,([0-7]{3})\))? )?(\S+)", line)
         assert found, line
         entries.append(Entry(found[3], int(found[2], 8) if found[2] else None, bool(found[1])))
@@ -69,6 +69,7 @@ class Port(NamedTuple):
 
     prefix: Path
     stage: Path  # what do-install has installed, the prefix inside
+    choice: tuple[str, ...] = ()  # of options, in words for make(1)
 
     def staged(self) -> dict[str, Path]:
         """Every file in the stage, by its path below PREFIX."""
@@ -78,7 +79,7 @@ class Port(NamedTuple):
 
     def install(self) -> None:
         """Install it at its prefix, in the way of pkg(8): what the packing list has, no more."""
-        for entry in packing_list():
+        for entry in packing_list(*self.choice):
             target = self.prefix / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.staged()[entry.path], target)
@@ -87,11 +88,21 @@ class Port(NamedTuple):
             if entry.sample and not target.with_suffix("").exists():
                 shutil.copy2(target, target.with_suffix(""))
 
+    def use_stand_in(self) -> None:
+        """Have the installed rc.d scripts read tests/rc.subr in place of FreeBSD's."""
+        for name in ("dtcpc", "dtcps"):
+            script = self.prefix / "etc/rc.d" / name
+            text = script.read_text()
+            assert text.count(". /etc/rc.subr\n") == 1
+            script.chmod(0o755)
+            script.write_text(text.replace("/etc/rc.subr", str(ROOT / "tests/rc.subr")))
 
-def stage(directory: Path) -> Port:
+
+def stage(directory: Path, *choice: str) -> Port:
     """Stage the port for a prefix below an empty directory."""
-    port = Port(directory / "prefix", directory / "work" / "stage")
+    port = Port(directory / "prefix", directory / "work" / "stage", choice)
     make(
+        *choice,
         f"PREFIX={port.prefix}",
         f"WRKDIR={port.stage.parent}",
         "stage",

@@ -29,8 +29,18 @@ SETENV=		env
 # Of the many, those for which this could be a case. (There was an `ipv6` once.)
 VALID_CATEGORIES=	net net-mgmt net-vpn sysutils
 
+# What an option that is chosen brings along.
+_OF_OPTIONS=
+.for option in ${PORT_OPTIONS}
+RUN_DEPENDS+=	${${option}_RUN_DEPENDS}
+.  if target(do-install-${option}-on)
+_OF_OPTIONS+=	do-install-${option}-on
+.  endif
+.endfor
+
 # In this order: make(1) takes them from left to right.
-stage: check-categories do-extract post-patch directories do-install compress-man
+stage: check-categories do-extract post-patch directories sub-files do-install \
+	${_OF_OPTIONS} compress-man install-rc-script
 
 check-categories:
 .for category in ${CATEGORIES}
@@ -41,8 +51,20 @@ check-categories:
 
 # Those that the framework makes in every stage.
 directories:
-.for directory in bin etc libexec sbin share/examples share/man/man5 share/man/man8
+.for directory in bin etc/rc.d libexec sbin share/examples share/man/man5 share/man/man8
 	@${MKDIR} ${STAGEDIR}${PREFIX}/${directory}
+.endfor
+
+# The work directory is the framework's: a file of the same name there is overwritten,
+# or taken for the script.
+sub-files:
+.for script in ${USE_RC_SUBR}
+	@${SED} -e 's|%%PREFIX%%|${PREFIX}|g' ${FILESDIR}/${script}.in >${WRKDIR}/${script}
+.endfor
+
+install-rc-script:
+.for script in ${USE_RC_SUBR}
+	@${INSTALL_SCRIPT} ${WRKDIR}/${script} ${STAGEDIR}${PREFIX}/etc/rc.d
 .endfor
 
 compress-man:
@@ -50,6 +72,16 @@ compress-man:
 
 # One entry a line, as the framework writes it for pkg(8).
 plist:
-.for entry in ${PLIST_FILES}
+.for entry in ${PLIST_FILES} ${USE_RC_SUBR:S|^|etc/rc.d/|}
 	@${ECHO_CMD} ${entry}
 .endfor
+.if ${PORT_OPTIONS:MDOCS}
+.  for entry in ${PORTDOCS}
+	@${ECHO_CMD} ${DOCSDIR:S|^${PREFIX}/||}/${entry}
+.  endfor
+.endif
+.if ${PORT_OPTIONS:MEXAMPLES}
+.  for entry in ${PORTEXAMPLES}
+	@${ECHO_CMD} ${EXAMPLESDIR:S|^${PREFIX}/||}/${entry}
+.  endfor
+.endif

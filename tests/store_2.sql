@@ -1,0 +1,121 @@
+BEGIN TRANSACTION;
+CREATE TABLE change (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    user TEXT UNIQUE NOT NULL
+);
+INSERT INTO "change" VALUES(2,'itojun');
+INSERT INTO "change" VALUES(4,'jun');
+INSERT INTO "change" VALUES(6,'kame');
+INSERT INTO "change" VALUES(9,'gone');
+CREATE TABLE held (
+    first BLOB PRIMARY KEY NOT NULL,
+    last BLOB UNIQUE NOT NULL,
+    user TEXT NOT NULL REFERENCES tunnel ON DELETE CASCADE
+) WITHOUT ROWID;
+INSERT INTO "held" VALUES(X'20010DB8400000000000000000000000',X'20010DB84000FFFFFFFFFFFFFFFFFFFF','jun');
+CREATE TABLE pool (
+    name TEXT PRIMARY KEY NOT NULL,
+    kind TEXT NOT NULL,
+    first BLOB NOT NULL,
+    last BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE room (
+    pool TEXT NOT NULL REFERENCES pool ON DELETE CASCADE,
+    used INTEGER NOT NULL,
+    first BLOB NOT NULL,
+    last BLOB NOT NULL,
+    PRIMARY KEY (pool, used, first, last)
+) WITHOUT ROWID;
+CREATE TABLE seen (
+    user TEXT PRIMARY KEY NOT NULL REFERENCES user ON DELETE CASCADE,
+    last REAL NOT NULL
+) WITHOUT ROWID;
+INSERT INTO "seen" VALUES('jun',1795000000.0);
+CREATE TABLE span (
+    first BLOB PRIMARY KEY NOT NULL CHECK (length(first) = 16),
+    last BLOB UNIQUE NOT NULL CHECK (length(last) = 16 AND first <= last),
+    user TEXT NOT NULL REFERENCES user ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('pair', 'prefix')),
+    pool TEXT,
+    number INTEGER
+) WITHOUT ROWID;
+INSERT INTO "span" VALUES(X'20010DB8000100000000000000000005',X'20010DB8000100000000000000000006','jun','pair','2001:db8:1::/64',NULL);
+INSERT INTO "span" VALUES(X'20010DB800010000000000000000000D',X'20010DB800010000000000000000000E','kame','pair','2001:db8:1::/64',NULL);
+INSERT INTO "span" VALUES(X'20010DB8000100000000000000000105',X'20010DB8000100000000000000000106','itojun','pair',NULL,2);
+INSERT INTO "span" VALUES(X'20010DB803C300000000000000000000',X'20010DB803C3FFFFFFFFFFFFFFFFFFFF','itojun','prefix',NULL,1);
+INSERT INTO "span" VALUES(X'20010DB8400000000000000000000000',X'20010DB84000FFFFFFFFFFFFFFFFFFFF','jun','prefix','2001:db8:4000::/46 /48',NULL);
+INSERT INTO "span" VALUES(X'20010DB8400200000000000000000000',X'20010DB84002FFFFFFFFFFFFFFFFFFFF','kame','prefix','2001:db8:4000::/46 /48',NULL);
+INSERT INTO "span" VALUES(X'20010DB8FFFF00000000000000000000',X'20010DB8FFFF00FFFFFFFFFFFFFFFFFF','itojun','prefix',NULL,0);
+CREATE TABLE tunnel (
+    user TEXT PRIMARY KEY NOT NULL,
+    type TEXT NOT NULL,
+    local TEXT NOT NULL,
+    remote TEXT NOT NULL,
+    server TEXT,
+    client TEXT,
+    prefixes TEXT NOT NULL,
+    own_port INTEGER NOT NULL,
+    port INTEGER NOT NULL,
+    interface TEXT UNIQUE NOT NULL,
+    mark TEXT NOT NULL,
+    node TEXT NOT NULL,
+    kept INTEGER NOT NULL,
+    since REAL NOT NULL,
+    UNIQUE (local, remote, own_port)
+) WITHOUT ROWID;
+INSERT INTO "tunnel" VALUES('jun','network','203.0.113.7','192.0.2.1',NULL,NULL,'2001:db8:4000::/48',0,0,'gif0','dtcps jun','',0,1000000000.0);
+CREATE TABLE unreachable (prefix TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID;
+CREATE TABLE user (
+    name TEXT PRIMARY KEY NOT NULL,
+    password BLOB NOT NULL,
+    types TEXT NOT NULL,
+    expires TEXT,
+    disabled INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO "user" VALUES('itojun',X'776A34534E5A3A7833726B59772D','host network','2131-12-31',0);
+INSERT INTO "user" VALUES('jun',X'736563726574','tunnelonly host network',NULL,0);
+INSERT INTO "user" VALUES('kame',X'736563726574','tunnelonly host network',NULL,0);
+CREATE INDEX held_of_user ON held (user);
+CREATE TRIGGER user_is_new AFTER INSERT ON user
+BEGIN INSERT OR REPLACE INTO change (user) VALUES (new.name); END;
+CREATE TRIGGER user_has_changed AFTER UPDATE ON user
+BEGIN INSERT OR REPLACE INTO change (user) VALUES (new.name); END;
+CREATE TRIGGER user_is_gone AFTER DELETE ON user
+BEGIN INSERT OR REPLACE INTO change (user) VALUES (old.name); END;
+CREATE TRIGGER held_is_free BEFORE INSERT ON held
+WHEN (SELECT last FROM held WHERE first <= new.last ORDER BY first DESC LIMIT 1) >= new.first
+BEGIN SELECT raise(ABORT, 'held'); END;
+CREATE INDEX span_of_user ON span (user);
+CREATE TRIGGER pool_is_new AFTER INSERT ON pool
+BEGIN INSERT INTO room VALUES (new.name, 0, new.first, new.last); END;
+CREATE TRIGGER span_is_given_back AFTER DELETE ON span
+BEGIN
+    INSERT OR IGNORE INTO room SELECT name, 1, old.first, old.last FROM pool
+    WHERE first <= old.last AND last >= old.first;
+END;
+CREATE TRIGGER held_is_given_back AFTER DELETE ON held
+WHEN NOT EXISTS (SELECT 1 FROM span WHERE first = old.first)
+BEGIN
+    INSERT OR IGNORE INTO room SELECT name, 1, old.first, old.last FROM pool
+    WHERE first <= old.last AND last >= old.first;
+END;
+CREATE TRIGGER span_is_free BEFORE INSERT ON span
+WHEN (SELECT last FROM span WHERE first <= new.last ORDER BY first DESC LIMIT 1) >= new.first
+BEGIN SELECT raise(ABORT, 'overlap'); END;
+CREATE TRIGGER span_is_not_held BEFORE INSERT ON span
+WHEN EXISTS (
+    SELECT 1 FROM (SELECT last, user FROM held WHERE first <= new.last ORDER BY first DESC LIMIT 1)
+    WHERE last >= new.first AND user <> new.user)
+BEGIN SELECT raise(ABORT, 'held'); END;
+CREATE TRIGGER span_stays BEFORE UPDATE OF first, last ON span
+BEGIN SELECT raise(ABORT, 'a span cannot move'); END;
+CREATE TRIGGER held_is_nobody_elses BEFORE INSERT ON held
+WHEN EXISTS (
+    SELECT 1 FROM (SELECT last, user FROM span WHERE first <= new.last ORDER BY first DESC LIMIT 1)
+    WHERE last >= new.first AND user <> new.user)
+BEGIN SELECT raise(ABORT, 'overlap'); END;
+DELETE FROM "sqlite_sequence";
+INSERT INTO "sqlite_sequence" VALUES('change',9);
+COMMIT;
+PRAGMA application_id = 1146372944;
+PRAGMA user_version = 2;
