@@ -73,7 +73,7 @@ PYTEST=		${PYTHON_CMD} -m pytest -p no:cacheprovider
 # new program, module, page or document needs only this.
 PROGRAMS=	dtcpc
 LIBRARY=	__init__ cli daemon errors grant lean ledger look password \
-		plan private run status system text wire \
+		plan private run status system text tls wire \
 		client/__init__ client/backoff client/conversation \
 		client/credentials client/ending client/inquiry \
 		client/network client/news client/options client/passage \

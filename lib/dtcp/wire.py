@@ -10,6 +10,10 @@ A conversation is POP3-like.  The server speaks first; every command and every r
     C: quit
     S: +OK see you soon.
 
+A server of ours may offer TLS, as POP3 does (RFC 2595): it says STLS behind its greeting, and takes
+`stls` before a login.  After the handshake (dtcp.tls) everything begins anew, with another `Client`
+and another `Session`: what came before it, anybody may have said.
+
 Nothing here knows a socket or a clock.  The owner of a `Client` or a `Session` feeds it the bytes
 that arrived (`receive`) and the time (`tick`, in seconds of any monotonic clock), sends what
 `take()` returns, calls `tick` again no later than `deadline`, and acts on the events it gets.
@@ -52,6 +56,7 @@ MASK = "*" * 8  # in a trace, for a digest or a key
 _HASH = r"[0-9A-Fa-f]{32}"  # a challenge, or a digest
 
 GREETING = "dtcps {} tunnel server"  # of ours, with its version, behind the challenge
+STLS = "STLS"  # behind that, when TLS is offered
 # The replies of KAME's server of 2001, word for word: clients in the field may look at them.
 BYE = "see you soon."
 PONG = "hi, happy to hear from you"
@@ -73,6 +78,8 @@ OTHERS = "{} has a tunnel of another user; use -U"  # that is the client's addre
 ITSELF = "no tunnel from {} to itself"
 TOO_MUCH_TALK = "log in first"
 STOPPING = "server is going down"
+BEGIN_TLS = "begin TLS"
+TLS_REQUIRED = "TLS is required here; use --tls"
 
 
 class ProtocolError(Error):
@@ -240,7 +247,20 @@ class Lost(NamedTuple):
     reason: str
 
 
-ClientEvent = Challenged | Granted | Refused | Lost
+class StartTls(NamedTuple):
+    """From the next byte on it is TLS, and behind its handshake another conversation."""
+
+
+class Insecure(NamedTuple):
+    """TLS was asked for, and cannot be had; or not with the right server."""
+
+    reason: str
+
+
+ClientEvent = Challenged | Granted | Refused | Lost | StartTls | Insecure
+
+
+_AWAITED = {"greeting": "the greeting", "stls": "the reply to stls"}
 
 
 def _no_trace(line: str) -> None:
@@ -253,7 +273,7 @@ class Client:
     It never has the password: whoever has that answers the one `Challenged`.  `trace` gets every
     line as it goes (`>> `) or comes (`<< `), digest and key masked.  `udp` asks for a tunnel over
     UDP, from that port of ours; 0: from whatever port a NAT makes of it.  `key` is that of a tunnel
-    of ours through which packets pass.
+    of ours through which packets pass.  With `tls` nothing is said but `stls`.
     """
 
     def __init__(
@@ -264,14 +284,17 @@ class Client:
         *,
         udp: int | None = None,
         key: bytes | None = None,
+        tls: bool = False,
         trace: Callable[[str], None] = _no_trace,
     ) -> None:
         self._user, self._type = user, tunnel_type
         self._udp, self._key = udp, key
+        self._tls = tls
         self._trace = trace
         self._lines = LineBuffer()
         self._out = bytearray()
         # greeting -> challenged -> login (-> login without udp) -> up -> over
+        # greeting -> stls -> over
         self._state = "greeting"
         self._digest = ""
         self._unanswered = 0  # pings sent and not answered yet
@@ -310,10 +333,25 @@ class Client:
             if not reply.ok:
                 return self._over(Refused(visible(reply.text), at_greeting=True))
             challenge = challenge_of(reply)
-            self.hands_over = bool(re.fullmatch(r"\S+ " + GREETING.format(r"\S+"), reply.text))
-            self._is_taken_back("before the login")
+            ours = r"\S+ " + GREETING.format(r"\S+") + f"( {STLS})?"
+            self.hands_over = bool(re.fullmatch(ours, reply.text))
+            is_taken_back = self._is_taken_back("before the login")
             self._state = "challenged"
-            return Challenged(challenge)
+            if not self._tls:
+                return Challenged(challenge)
+            if is_taken_back:
+                return None
+            if STLS not in reply.text.split():
+                return self._over(Insecure("the server offers no TLS, on which --tls insists"))
+            self._send("stls")
+            self._state = "stls"
+            return None
+        if self._state == "stls":
+            if not reply.ok:
+                return self._over(Insecure(f"the server refuses TLS: {visible(reply.text)}"))
+            if self._lines.first_byte() is not None:
+                raise ProtocolError("unexpected data before the TLS handshake")
+            return self._over(StartTls())
         if self._state == "challenged":
             if reply.ok:
                 raise ProtocolError("unexpected data before the login")
@@ -366,7 +404,7 @@ class Client:
         if now < self.deadline or self._state == "over":
             return []
         if self._state != "up":
-            what = "the greeting" if self._state == "greeting" else "the reply to the login"
+            what = _AWAITED.get(self._state, "the reply to the login")
             return [self._over(Lost(f"no answer: {what} did not come within {LOGIN_TIME:.0f} s"))]
         if self._silent == PINGS_MISSED:
             return [self._over(Lost("no answer to two pings"))]
@@ -378,7 +416,7 @@ class Client:
 
     def quit(self) -> None:
         """Say goodbye, if we have said anything before."""
-        if self._state not in ("greeting", "challenged", "over"):
+        if self._state not in ("greeting", "challenged", "stls", "over"):
             self._send("quit")
         self._state = "over"
 
@@ -423,7 +461,7 @@ class Ended(NamedTuple):
     reason: str
 
 
-SessionEvent = Asked | Ended
+SessionEvent = Asked | Ended | StartTls
 
 
 class Unavailable(Exception):
@@ -455,12 +493,15 @@ class Session:
     vyatta's client sends its pings without a line end.  So with a tunnel, a bare `ping` behind
     which nothing has come yet is answered at once; what comes then and begins with a blank or a
     line end is the rest of that line, which has been answered.
+
+    With `offers_tls` the client may say `stls` before its login; with `insists`, which goes with
+    it, it must.
     """
 
     __slots__ = (
         "_ahead", "_auth_deadline", "_bad_commands", "_challenge", "_failed", "_failures",
-        "_limits", "_lines", "_lines_left", "_must_wait", "_out", "_password_of", "_state",
-        "_trace", "deadline",
+        "_insists", "_limits", "_lines", "_lines_left", "_must_wait", "_offers_tls", "_out",
+        "_password_of", "_state", "_trace", "deadline",
     )  # fmt: skip
 
     def __init__(
@@ -473,22 +514,25 @@ class Session:
         limits: Limits = Limits(),  # noqa: B008  # it cannot be changed
         failed: Callable[[str], str] = _wrong,
         must_wait: Callable[[str], bool] = lambda user: False,
+        offers_tls: bool = False,
+        insists: bool = False,
         trace: Callable[[str], None] = _no_trace,
     ) -> None:
         self._challenge = challenge
+        self._offers_tls, self._insists = offers_tls, insists
         self._password_of = password_of
         self._limits, self._failed, self._must_wait = limits, failed, must_wait
         self._trace = trace
         self._lines = LineBuffer(limits.line)
         self._out = b""
-        self._state = "login"  # -> asked -> login or up -> over
+        self._state = "login"  # -> asked -> login or up -> over; login -> handshake -> over
         self._failures = 0
         self._bad_commands = 0
         self._lines_left = limits.lines  # before the login
         self._ahead = False  # a ping was answered before its line had an end
         self._auth_deadline = now + limits.login_time  # nothing extends this one
         self.deadline = self._auth_deadline
-        self._reply(f"+OK {challenge} {name}")
+        self._reply(f"+OK {challenge} {name}{f' {STLS}' if offers_tls else ''}")
 
     def take(self) -> bytes:
         """What is to be sent now."""
@@ -531,14 +575,16 @@ class Session:
         """What comes of the time; call it whenever `deadline` has passed."""
         if now < self.deadline or self._state in ("asked", "over"):
             return []
+        if self._state == "handshake":  # nothing that we say would be understood
+            return [self._over("timed out")]
         self._reply(f"-ERR {TIMED_OUT}")
         return [self._over("timed out")]
 
     def close(self, text: str) -> None:
         """End the conversation from our side."""
-        if self._state != "over":
+        if self._state not in ("handshake", "over"):
             self._reply(f"-ERR {text}")
-            self._state = "over"
+        self._state = "over"
 
     def _go_on(self, now: float) -> list[SessionEvent]:
         """Go on with what waited behind a request.  An error in it is the end, for its cause is
@@ -585,9 +631,16 @@ class Session:
         if verb == "ping":
             self._reply(f"+OK {PONG}")
         elif verb == "help":
-            self._reply(f"+OK {HELP}")
+            self._reply(f"+OK {HELP}{f' {STLS}' if self._offers_tls else ''}")
         elif verb == "tunnel":
             return self._login(words[1:])
+        elif verb == "stls" and len(words) == 1 and self._offers_tls and self._state == "login":
+            # What lies behind the line would count as said under TLS (CVE-2011-0411).
+            if len(self._lines):
+                raise ProtocolError("data before the TLS handshake")
+            self._reply(f"+OK {BEGIN_TLS}")
+            self._state = "handshake"
+            return StartTls()
         else:
             self._reply(f"-ERR {BAD_COMMAND}")
             self._bad_commands += 1
@@ -600,6 +653,9 @@ class Session:
             self._reply(f"-ERR {HAVE_TUNNEL}")
             return None
         # Behind the classic three, words of the form key=value, for what may come.
+        if self._insists:
+            self._reply(f"-ERR {TLS_REQUIRED}")
+            return self._one_more_failure()
         plain = len(words) >= 3 and all(re.fullmatch(r"[a-z]+=\S*", each) for each in words[3:])
         try:
             if words and self._must_wait(words[0]):
