@@ -92,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
             raise Failure("must be root to make a tunnel", NOT_ALLOWED)
         # Now, while there is nothing yet that it must not know.
         account = options.account if is_root else None
-        speaker = Speaker(account, log.debug, _remarks(log), detaches=options.daemon)
+        speaker = Speaker(
+            account, log.debug, _remarks(log), trust=options.trust, detaches=options.daemon
+        )
         try:
             life = dry_run if options.dry_run else test if options.test else keep_tunnel
             return life(options, log, speaker)

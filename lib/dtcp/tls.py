@@ -210,15 +210,16 @@ class Tls:
         return self._to_send.read()
 
     def send(self, data: bytes) -> None:
-        """Encrypt; once the handshake is `done`."""
-        if data and not self.closed:
+        """Encrypt.  Before the handshake is `done`, nothing may be sent."""
+        if data and self.done and not self.closed:
             with contextlib.suppress(ssl.SSLError):  # the peer has ended it: reading tells
                 self._object.write(data)
 
     def close(self) -> None:
         """Say that nothing more will come (RFC 8446, section 6.1)."""
-        with contextlib.suppress(ssl.SSLError, ValueError):
-            self._object.unwrap()
+        if self.done:
+            with contextlib.suppress(ssl.SSLError):
+                self._object.unwrap()
 
     def receive(self, data: bytes) -> bytes:
         """What comes of bytes from the peer, decrypted; no bytes mean that it has closed.
@@ -248,6 +249,8 @@ class Tls:
             raise TlsError(f"the TLS handshake has failed: {_spoken(error)}") from None
         self.done = True
         if self._pinned is not None and fingerprint(self.certificate) != self._pinned:
+            self.done = False
+            self.take()  # our end of the handshake: not for this one
             raise self._untrusted("not that of --tls-fingerprint")
 
     def _untrusted(self, why: str) -> Untrusted:

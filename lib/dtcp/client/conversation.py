@@ -6,6 +6,7 @@ what to ask for.  The process tells it what comes of a login, a line each, with 
 login:
 
     1 connected 203.0.113.7                from this address of ours
+    1 secured TLSv1.3 TLS_AES_256_GCM_SHA384 1795780800    until then the certificate is valid
     1 challenge 0B1517C87D516A5FA65BED722D51A04F
     1 trace << +OK 0B1517C87D516A5FA65BED722D51A04F KAME tunnel server
     1 remark the server delegates no prefix
@@ -14,12 +15,16 @@ login:
     1 refused busy, try again later        at the greeting
     1 denied authentication failed.        the login
     1 nonsense this is no DTCP server
+    1 insecure the server offers no TLS    or its certificate is not the right one
     1 alive                                as often as it pings
     1 lost no answer to two pings          or that there is no connection, or not any more
 
 Every conversation ends as dtcp.client.ending has it, and the next one begins when that is over, or
 has taken too long.  But a server of ours hands a tunnel over to a second login of its user, as it
 is, and takes it down when the first connection ends: that one is kept until the second is granted.
+
+TLS (dtcp.tls) is all in the process.  What that needs of the system's files, it reads before it
+gives up its privileges.
 """
 
 from __future__ import annotations
@@ -37,11 +42,16 @@ import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dtcp import grant, wire
 from dtcp.client.ending import Ending
 from dtcp.wire import Lost, Refused
+
+if TYPE_CHECKING:  # without TLS, nobody waits for it or has it in memory
+    import ssl
+
+    from dtcp.tls import Tls
 
 CONNECT_TIME = 10.0  # seconds for one address of the server
 END_TIME = 3.0  # seconds that an old connection has for its end, before the next login
@@ -60,6 +70,8 @@ class Login(NamedTuple):
     announced: int | None  # what the server is told of it
     verbose: bool  # trace what keeps the conversation alive, too
     passing: bool  # through the tunnel of the last login
+    # Insist on it, with a certificate for this name, or with this fingerprint.
+    tls: str | None = None
 
     @classmethod
     def of(cls, options: argparse.Namespace, server: IPv4Address, *, passing: bool) -> Login:
@@ -74,6 +86,8 @@ class Login(NamedTuple):
             announced=options.announced,
             verbose=options.debug,
             passing=passing,
+            # A name may end in a dot, and those in certificates do not.
+            tls=(options.tls_fingerprint or options.server.rstrip(".")) if options.tls else None,
         )
 
 
@@ -85,21 +99,39 @@ def _port(word: str) -> int | None:
     return None if word == "None" else int(word)
 
 
+def _word(word: str) -> str | None:
+    return None if word == "None" else word
+
+
 # How each of its words is read.
 _READ: tuple[Callable[[str], Any], ...]
-_READ = (IPv4Address, int, str, str, _flag, _port, _port, _flag, _flag)
+_READ = (IPv4Address, int, str, str, _flag, _port, _port, _flag, _flag, _word)
 
 
-def run(client: socket.socket, account: tuple[int, int] | None) -> NoReturn:
+def run(client: socket.socket, account: tuple[int, int] | None, trust: str = "") -> NoReturn:
     """What the process does; it never returns.
 
-    `client` is the socket to its client; `account` the user and group that it changes to, if any.
+    `client` is the socket to its client; `account` the user and group that it changes to, if any;
+    `trust` what certificates are held against: STORE, PINNED, or nothing without TLS.
     """
     try:
+        context = _context(trust) if trust else None
         _give_up_privileges(client, account)
-        _Conversations(socket.socket(fileno=0)).run()
+        _Conversations(socket.socket(fileno=0), context).run()
     finally:
         os._exit(0)
+
+
+STORE, PINNED = "store", "pinned"
+
+
+def _context(trust: str) -> ssl.SSLContext | None:
+    """What TLS needs; None: this Python has none."""
+    try:
+        from dtcp import tls
+    except ImportError:
+        return None
+    return tls.for_client(pinned=trust == PINNED)
 
 
 def _give_up_privileges(client: socket.socket, account: tuple[int, int] | None) -> None:
@@ -126,18 +158,21 @@ def _give_up_privileges(client: socket.socket, account: tuple[int, int] | None) 
 class _Conversations:
     """One conversation with a server after the other, as the client wants them."""
 
-    def __init__(self, client: socket.socket) -> None:
+    def __init__(self, client: socket.socket, context: ssl.SSLContext | None) -> None:
         self._client: socket.socket | None = client  # None: it has ended
+        self._context = context
         self._asked = b""  # what the client says, as far as it has been read
         self._server: socket.socket | None = None
         self._number = 0
         self._wanted: Login
         self._connect_by = 0.0  # 0: it is connected
+        self._begun = 0.0  # when it was connected
         self._dtcp: wire.Client
+        self._tls: Tls | None = None
         self._unsent = b""
         self._up = False
         # The connection before, which has the tunnel until this one is granted it.
-        self._kept: tuple[socket.socket, wire.Client] | None = None
+        self._kept: tuple[socket.socket, wire.Client, Tls | None] | None = None
         self._key: bytes | None = None  # of the last tunnel that was granted
         self._endings: list[Ending] = []
         # What waits for these, and how many seconds after they have begun it waits no longer.
@@ -218,7 +253,7 @@ class _Conversations:
         """Begin with the next conversation, once the last one has ended."""
         self._number = number
         if self._server is not None and self._up and self._dtcp.hands_over:
-            self._kept = self._server, self._dtcp
+            self._kept = self._server, self._dtcp, self._tls
             self._server = None
         self._leave()
         self._up = False
@@ -229,7 +264,10 @@ class _Conversations:
         """Begin to connect."""
         while len(self._endings) + (self._kept is not None) > 1:
             self._endings.pop(0).close()
-        self._unsent = b""
+        if self._wanted.tls is not None and self._context is None:
+            self._over("insecure", "this Python has no TLS, on which --tls insists")
+            return
+        self._unsent, self._tls = b"", None
         self._connect_by = time.monotonic() + CONNECT_TIME
         self._server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._server.setblocking(False)
@@ -253,11 +291,19 @@ class _Conversations:
             self._connect_by = 0.0
             self._own = IPv4Address(server.getsockname()[0])
             self._tell("connected", str(self._own))
-            asked = self._wanted
-            key = self._key if self._kept is not None and asked.passing else None
-            self._dtcp = wire.Client(
-                asked.user, asked.type, now, udp=asked.announced, key=key, trace=self._traced
-            )
+            self._begun = now
+            self._dtcp = self._conversation(tls=self._wanted.tls is not None)
+
+    def _conversation(self, *, tls: bool) -> wire.Client:
+        asked = self._wanted
+        key = self._key if self._kept is not None and asked.passing else None
+        return wire.Client(
+            *(asked.user, asked.type, self._begun),
+            udp=asked.announced,
+            key=key,
+            tls=tls,
+            trace=self._traced,
+        )
 
     def _traced(self, line: str) -> None:
         if self._wanted.verbose or not self._up:
@@ -269,12 +315,15 @@ class _Conversations:
         events: list[wire.ClientEvent] = []
         if readable:
             try:
-                events = self._dtcp.receive(server.recv(4096), now)
+                events = self._received(server.recv(4096), now)
             except BlockingIOError:
                 pass
             except OSError as error:
                 events = [Lost(error.strerror or "the connection broke")]
         events += self._dtcp.tick(now)
+        if events and self._tls is not None and not self._tls.done:
+            was = "closed by the server" if self._tls.closed else "not over in time"
+            events = [Lost(f"no answer: the TLS handshake was {was}")]
         if self._flush() and self._up:
             self._tell("alive")
         for event in events:
@@ -285,8 +334,45 @@ class _Conversations:
                     self._granted(words)
                 case Refused(text, at_greeting):
                     self._over("refused" if at_greeting else "denied", text)
+                case wire.StartTls():
+                    self._start_tls()
+                case wire.Insecure(reason):
+                    self._over("insecure", reason)
                 case Lost(reason):
                     self._over("lost", reason)
+
+    def _received(self, data: bytes, now: float) -> list[wire.ClientEvent]:
+        """What comes of bytes from the server.  Raises OSError, ProtocolError."""
+        if self._tls is None:
+            return self._dtcp.receive(data, now)
+        from dtcp import tls
+
+        was_done = self._tls.done
+        try:
+            data = self._tls.receive(data)
+            if self._tls.done and not was_done:
+                until = int(tls.valid_until(self._tls.certificate))
+                self._tell("secured", self._tls.protocol, self._tls.cipher, str(until))
+        except tls.Untrusted as error:
+            return [wire.Insecure(str(error))]
+        except (tls.TlsError, ValueError) as error:
+            raise wire.ProtocolError(str(error)) from None
+        events = self._dtcp.receive(data, now) if data else []
+        return events + (self._dtcp.receive(b"", now) if self._tls.closed else [])
+
+    def _start_tls(self) -> None:
+        """Begin the handshake.  The conversation behind it counts, with the same time in all."""
+        from dtcp.tls import Tls
+
+        assert self._context is not None
+        assert self._wanted.tls is not None
+        trusted = self._wanted.tls
+        if ":" in trusted:
+            self._tls = Tls(self._context, pinned=trusted)
+        else:
+            self._tls = Tls(self._context, name=trusted)
+        self._dtcp = self._conversation(tls=False)
+        self._flush()
 
     def _granted(self, words: list[str]) -> None:
         asked, own = self._wanted, self._own
@@ -304,7 +390,7 @@ class _Conversations:
             self._tell("granted", granted.reply())
             self._up, self._key = True, granted.key
             if self._kept is not None:  # the server has ended it, or will when it reads our end
-                server, _ = self._kept
+                server, *_ = self._kept
                 self._kept = None
                 self._endings.append(Ending(server))
 
@@ -319,7 +405,7 @@ class _Conversations:
         """Send what is to be sent, as far as that goes.  Whether there was anything new."""
         assert self._server is not None
         new = self._dtcp.take()
-        self._unsent += new
+        self._unsent += _as_sent(new, self._tls)
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._server.send(self._unsent) :]
@@ -343,7 +429,7 @@ class _Conversations:
         if self._connect_by:
             server.close()
         else:
-            self._endings.append(_ended(server, self._dtcp, self._unsent))
+            self._endings.append(_ended(server, self._dtcp, self._tls, self._unsent))
 
     def _leave_all(self) -> None:
         """End the one before as well, if it has not been."""
@@ -353,6 +439,20 @@ class _Conversations:
             self._kept = None
 
 
-def _ended(server: socket.socket, dtcp: wire.Client, unsent: bytes = b"") -> Ending:
+def _as_sent(words: bytes, tls: Tls | None) -> bytes:
+    """What goes on the wire for what is said, and what else TLS has to say."""
+    if tls is None:
+        return words
+    tls.send(words)
+    return tls.take()
+
+
+def _ended(
+    server: socket.socket, dtcp: wire.Client, tls: Tls | None, unsent: bytes = b""
+) -> Ending:
     dtcp.quit()
-    return Ending(server, unsent + dtcp.take())
+    last = _as_sent(dtcp.take(), tls)
+    if tls is not None:
+        tls.close()
+        last += tls.take()
+    return Ending(server, unsent + last)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from dtcp import __version__, plan, private, wire
 from dtcp.cli import Invalid, Parser, complain, in_range, ipv4, ipv6, matching
+from dtcp.client import conversation
 from dtcp.look import NAME
 
 AUTH_FILE = "/usr/local/etc/dtcpc.auth"
@@ -35,6 +36,14 @@ def _server(text: str) -> str:
     if re.fullmatch(r"[0-9.]+", text):
         return str(ipv4(text))
     return matching(plan.HOST, "host name")(text)
+
+
+def _fingerprint(text: str) -> str:
+    """As `dtcps --fingerprint` and openssl-x509(1) print it, in one spelling."""
+    found = re.fullmatch("sha256:((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", text.lower())
+    if not found:
+        raise Invalid(f"{text!a}: expected sha256: and 64 hex digits")
+    return f"sha256:{found[1].replace(':', '')}"
 
 
 def _with_length(text: str) -> tuple[str, int | None]:
@@ -124,8 +133,8 @@ dtcpc [-acdDlnoU] [-A addr[,addr]] [-b port] [-B port] [-f file]
              [-F fib] [-i if] [-m mtu] [-p port] [-P if/sla[/id[/len]][,...]]
              [-r static|solicit] [-R dest[,dest]] [-s script] [-t type]
              [-u user] [--auth-file file] [--check | --dry-run | --test]
-             [--run-as user] [--status-group group]
-             [--transport auto|gif|udp] server
+             [--run-as user] [--status-group group] [--tls]
+             [--tls-fingerprint sha256:hex] [--transport auto|gif|udp] server
        dtcpc --status [--json | --prometheus] [-f file]
        dtcpc --help | --version"""
 
@@ -149,6 +158,9 @@ def parser() -> argparse.ArgumentParser:
       help=f"TCP port of the server ({wire.PORT})")
     a("-u", dest="user", metavar="user", type=_user, help="DTCP user name (the login name)")
     a("--auth-file", metavar="file", help=f"password file ({AUTH_FILE})")
+    a("--tls", action="store_true", help="insist on TLS, with a certificate for that name")
+    a("--tls-fingerprint", metavar="sha256:hex", type=_fingerprint,
+      help="insist on TLS, with this very certificate")
 
     a = p.add_argument_group("the tunnel").add_argument
     a("-A", dest="aliases", metavar="addr[,addr]", type=_listed(_alias), default=(),
@@ -209,7 +221,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked against each other.  Exits with USAGE and a line that says why.
 
     Beside what is on the command line there are `announced`, the UDP port for the server to send to
-    (0: it must find out; None: not over UDP), and `files`, what the names of our files begin with.
+    (0: it must find out; None: not over UDP), `files`, what the names of our files begin with, and
+    `trust`, what a certificate is held against (see dtcp.client.conversation).
     """
     p = parser()
     options = p.parse_args(_attached(sys.argv[1:] if argv is None else argv))
@@ -235,6 +248,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.files = options.pid_file.removesuffix(".pid")
     if options.status:
         return options
+    options.tls = options.tls or options.tls_fingerprint is not None
+    options.trust = ""
+    if options.tls:
+        options.trust = conversation.PINNED if options.tls_fingerprint else conversation.STORE
     if options.user is None:
         try:
             options.user = _user(_login_name())

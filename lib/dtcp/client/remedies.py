@@ -26,6 +26,11 @@ _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "greeting": (
         (
+            "offers no TLS",
+            "the server has no tls-certificate, or somebody on the way cuts the offer out: do not"
+            " go on without --tls before you know which",
+        ),
+        (
             "no DTCP server|no challenge|neither",
             "something else listens there: is it the right server, and the right port (-p)?",
         ),
@@ -36,6 +41,23 @@ _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "no answer|closed|broke",
             "the server, or what is in front of it, does not speak with us: see its log",
+        ),
+    ),
+    "TLS": (
+        (
+            "expired|not yet valid",
+            "the server's administrator must renew it; or the clock of this host is wrong: see"
+            " date(1)",
+        ),
+        (
+            "its fingerprint is",
+            "if `dtcps --fingerprint` on the server prints that one, give it with"
+            " --tls-fingerprint; otherwise somebody else answers",
+        ),
+        ("refuses TLS", "the log of the server says why; or somebody on the way answers for it"),
+        (
+            "no answer|closed|broke|makes no sense|has failed",
+            "what is in front of the server may not let TLS through, or something else answers",
         ),
     ),
     "login": (

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -27,13 +28,14 @@ from dtcp.client import conversation
 from dtcp.client.conversation import Login
 from dtcp.client.network import is_here, own_address
 from dtcp.errors import NOT_ALLOWED, TRY_AGAIN
-from dtcp.wire import Lost, Refused
+from dtcp.wire import Insecure, Lost, Refused
 
 PATIENCE = 2.0  # seconds that we wait for the process beyond its own limits
 SILENCE = 110.0  # seconds without a ping of it, though there should be one every minute
 ENDING_TIME = 1.0  # seconds that the process has for its end
 ADDRESS_LOOK = 0.5  # seconds between two looks at our own address, until we are logged in
 TOLD_AT_ONCE, TOLD_PER_SECOND = 500, 10  # lines that it may tell, and how many more with time
+DAY = 86400  # seconds
 LINE_LIMIT = 4 * wire.LINE_LIMIT  # of what is told: addresses may be longer than they came
 
 # What a Python that is started anew runs: the process, found where our own library is.
@@ -41,9 +43,11 @@ _AGAIN = """\
 import socket, sys
 sys.path.insert(0, sys.argv[1])
 from dtcp.client import conversation
-conversation.run(socket.socket(fileno=0), tuple(map(int, sys.argv[2:])) or None)
+account = tuple(map(int, sys.argv[3:])) or None
+conversation.run(socket.socket(fileno=0), account, sys.argv[2])
 """
 _LIBRARY = os.path.abspath(f"{__file__}/../../..")
+_STORE_OF = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # another than the system's: openssl-env(7)
 
 
 class Nonsense(NamedTuple):
@@ -53,13 +57,14 @@ class Nonsense(NamedTuple):
 
 
 # Connected, from that address; granted; or the end of it.
-Event = IPv4Address | grant.Grant | grant.BehindNat | Refused | Lost | Nonsense
+Event = IPv4Address | grant.Grant | grant.BehindNat | Refused | Lost | Nonsense | Insecure
 
 
 class Speaker:
     """The client's end: one process, for one login after the other.
 
     `account` is the user and group that the process changes to; None: it stays who we are.
+    `trust` is what certificates are held against, as dtcp.client.conversation has it.
     `trace` gets lines of the conversation, `remark` what is to be said about a grant.
 
     The first process is forked early, before there is a password or anything else that it must not
@@ -77,9 +82,11 @@ class Speaker:
         trace: Callable[[str], None],
         remark: Callable[[str], None],
         *,
+        trust: str = "",
         detaches: bool = False,
     ) -> None:
         self._account, self.trace, self._remark = account, trace, remark
+        self._trust = trust
         self._number = 0  # of the last login
         self._login: Login
         self._password = ""
@@ -87,6 +94,7 @@ class Speaker:
         self._signals: daemon.Signals
         self.own = IPv4Address(0)  # our end of the connection
         self.pings = 0  # so often it has sent one
+        self.security = ""  # of the connection: what TLS it has
         self._stage = "over"  # -> connecting -> greeting -> login -> up -> quitting -> over
         self._may_tell, self._may_tell_at = float(TOLD_AT_ONCE), 0.0
         self.deadline = math.inf  # when `event` must be called, by the monotonic clock
@@ -134,6 +142,8 @@ class Speaker:
             match self.event():
                 case IPv4Address():
                     return None
+                case Insecure(reason):
+                    raise Failure(f"{self._name}: {reason}", NOT_ALLOWED)
                 case Lost(reason):
                     return reason
                 case Nonsense(text):
@@ -165,6 +175,8 @@ class Speaker:
                     raise Failure(
                         f"{self._name}: the server refuses: {_without_full_stop(text)}", status
                     )
+                case Insecure(reason):
+                    raise Failure(f"{self._name}: {reason}", NOT_ALLOWED)
                 case Lost(reason):
                     raise Failure(f"{self._name}: {reason}", TRY_AGAIN)
                 case Nonsense(text):
@@ -212,11 +224,15 @@ class Speaker:
             if self._number == 0:
                 self.pid = os.fork()
                 if self.pid == 0:
-                    conversation.run(its, self._account)
+                    conversation.run(its, self._account, self._trust)
             else:
-                words = [sys.executable, "-ISBc", _AGAIN, _LIBRARY, *map(str, self._account or ())]
+                words = [sys.executable, "-ISBc", _AGAIN, _LIBRARY, self._trust]
+                words += map(str, self._account or ())
+                store = {each: os.environ[each] for each in _STORE_OF if each in os.environ}
                 as_input = (os.POSIX_SPAWN_DUP2, its.fileno(), 0)
-                self.pid = os.posix_spawn(words[0], words, {}, file_actions=[as_input])
+                self.pid = os.posix_spawn(
+                    *(words[0], words, store if self._trust else {}), file_actions=[as_input]
+                )
             failing.pop_all()
         self._socket = ours
 
@@ -230,7 +246,7 @@ class Speaker:
         Raises OSError.
         """
         self._number += 1
-        self._login, self._password = login, password
+        self._login, self._password, self.security = login, password, ""
         if self._socket is None:  # whatever befell it: the tunnel has to come back
             self._start()
         self._may_tell, self._may_tell_at = float(TOLD_AT_ONCE), time.monotonic()
@@ -354,8 +370,11 @@ class Speaker:
                     return Lost(f"our address {self.own} is gone")
                 self._go_on("greeting", wire.LOGIN_TIME + PATIENCE)
                 return self.own
+            case "greeting", "secured":
+                self.security = _security(shown)
+                self.trace(self.security)
             case "greeting", "challenge":
-                if not wire.is_challenge(text):
+                if not wire.is_challenge(text) or bool(self.security) != bool(self._login.tls):
                     raise ValueError(f"{shown!a} is not a challenge")
                 self._stage = "login"
                 digest = wire.digest(self._login.user, text, self._password)
@@ -373,12 +392,25 @@ class Speaker:
                 return grant.accept(
                     text, wanted.type, own=self.own, server=wanted.server, port=wanted.port
                 )
+            case "connecting" | "greeting", "insecure":
+                self._over()
+                return Insecure(shown)
             case _, "nonsense":
                 self._over()
                 return Nonsense(shown)
             case _:
                 raise ValueError(f"{word!a} out of place")
         return None
+
+
+def _security(text: str) -> str:
+    """What is told of TLS, for people.  Raises ValueError."""
+    found = re.fullmatch(r"(\S+) (\S+) ([0-9]{1,12})", text)
+    if not found:
+        raise ValueError(f"{text!a} says nothing of TLS")
+    days = math.floor((int(found[3]) - time.time()) / DAY)
+    until = f"valid for {days} days" if days >= 0 else f"expired {-days} days ago"
+    return f"{found[1]}, {found[2]}, certificate {until}"
 
 
 def _without_full_stop(text: str) -> str:

@@ -167,8 +167,11 @@ class Trial:
         way, _, text = line.partition(" ")
         if way == "<<":
             self._said = text
-        elif text.startswith("tunnel ") and self._stages.name == "greeting":
+        elif self._stages.name == "greeting" and text.startswith(("stls", "tunnel ")):
             self._stages.passed(f'"{" ".join(self._said.split(" ")[2:])}"')
+            self._stages.begin("TLS" if text == "stls" else "login")
+        elif self._stages.name == "TLS" and text.startswith("tunnel "):
+            self._stages.passed(self._speaker.security)
             self._stages.begin("login")
 
     # --- on this host -------------------------------------------------------------------------
