@@ -132,9 +132,11 @@ def of_file(path: str) -> bytes:
         raise TlsError(f"{path}: {error.strerror}") from None
     found = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
     try:
-        return ssl.PEM_cert_to_DER_cert(found[0]) if found else b""
+        if found:
+            return ssl.PEM_cert_to_DER_cert(found[0])
     except ValueError:
-        raise TlsError(f"{path}: no certificate in PEM") from None
+        pass
+    raise TlsError(f"{path}: no certificate in PEM")
 
 
 class _Encrypted(Exception):

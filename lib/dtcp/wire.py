@@ -86,6 +86,10 @@ class ProtocolError(Error):
     """The peer said what DTCP does not have."""
 
 
+class Injected(ProtocolError):
+    """Something that nobody encrypted stands where TLS is to begin."""
+
+
 def masked(text: str) -> str:
     """A line, or a part of one, without the key of a tunnel over UDP."""
     return re.sub(r"\bkey=[^\s,]*", f"key={MASK}", text)
@@ -637,7 +641,7 @@ class Session:
         elif verb == "stls" and len(words) == 1 and self._offers_tls and self._state == "login":
             # What lies behind the line would count as said under TLS (CVE-2011-0411).
             if len(self._lines):
-                raise ProtocolError("data before the TLS handshake")
+                raise Injected("data before the TLS handshake")
             self._reply(f"+OK {BEGIN_TLS}")
             self._state = "handshake"
             return StartTls()
