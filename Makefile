@@ -90,13 +90,14 @@ PLIST_FILES+=	"@sample etc/dtcps.conf.sample"
 PORTEXAMPLES+=	server.ipfw server.pf.conf
 PROGRAMS+=	dtcpauth dtcps
 LIBRARY+=	server/__init__ server/admission server/building \
-		server/copies server/counts server/database server/imports \
-		server/inquiries server/interfaces server/leases \
-		server/limits server/listing server/pools server/presence \
-		server/records server/recovery server/report server/sessions \
-		server/settings server/shell server/store server/timers \
-		server/traffic server/tunnels server/udp server/unreachable \
-		server/usage server/words server/workers
+		server/certificate server/copies server/counts \
+		server/database server/imports server/inquiries \
+		server/interfaces server/leases server/limits \
+		server/listing server/pools server/presence \
+		server/records server/recovery server/report \
+		server/sessions server/settings server/shell server/store \
+		server/timers server/traffic server/tunnels server/udp \
+		server/unreachable server/usage server/words server/workers
 MANUALS+=	dtcps.conf.5 dtcpauth.8 dtcps.8
 SAMPLES+=	dtcps.conf.sample
 .endif

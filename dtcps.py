@@ -35,6 +35,7 @@ from dtcp import __version__, cli, daemon, wire  # noqa: E402
 from dtcp.cli import Failure, Invalid, Parser, in_range, ipv4, matching  # noqa: E402
 from dtcp.errors import FAILED, NOT_ALLOWED, OK, CommandFailed, Error  # noqa: E402
 from dtcp.server import (  # noqa: E402
+    certificate,
     inquiries,
     leases,
     pools,
@@ -47,6 +48,7 @@ from dtcp.server import (  # noqa: E402
     unreachable,
 )
 from dtcp.server.building import Builder  # noqa: E402
+from dtcp.server.certificate import Certificate  # noqa: E402
 from dtcp.server.counts import Counts  # noqa: E402
 from dtcp.server.database import StoreError  # noqa: E402
 from dtcp.server.interfaces import Interfaces  # noqa: E402
@@ -99,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         prog="dtcps",
         usage="dtcps [-cdDoU] [-b udp-port] [-F fib] [-g address] [-i interfaces]\n"
               "             [-I udp-interface] [-p port] [--config file] [prefix]\n"
-              "       dtcps --check | --reload | --status [--json]",
+              "       dtcps --check | --fingerprint | --reload | --status [--json]",
         description="Give IPv6 tunnels to DTCP clients.",
         allow_abbrev=False,
         add_help=False,  # it is one of a group
@@ -134,6 +136,8 @@ def parser() -> argparse.ArgumentParser:
 
     a = p.add_argument_group("looking, instead").add_argument
     a("--check", action="store_true", help="check options, configuration and store, and exit")
+    a("--fingerprint", action="store_true",
+      help="print the fingerprint of our certificate, for dtcpc --tls-fingerprint")
     a("--reload", action="store_true",
       help="have the running server reload its configuration, and see that it does")
     a("--status", action="store_true", help="show the tunnels of the running server")
@@ -163,7 +167,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def configuration(
     options: argparse.Namespace, before: Settings | None = None
-) -> tuple[Settings, list[str]]:
+) -> tuple[Settings, Certificate | None, list[str]]:
     """What the file and the command line say, if we can serve with it, and remarks on it.
 
     `before` is what we serve with now.  Raises SettingsError, StoreError.
@@ -173,9 +177,10 @@ def configuration(
     for key in ("listen", "store"):
         if before is not None and getattr(before, key) != getattr(config, key):
             raise SettingsError(f"{key} cannot change while we run: restart")
+    ours, more = certificate.read(config, time.time())
     with contextlib.closing(Store(config.store)) as store:
         leases.check(config, store)
-    return config, remarks
+    return config, ours, remarks + more
 
 
 # --- the server -------------------------------------------------------------------------------
@@ -193,11 +198,13 @@ class Server:
         options: argparse.Namespace,
         log: daemon.Log,
         config: Settings,
+        ours: Certificate | None,
         listener: socket.socket,
         interfaces: Interfaces,
         left: recovery.Left,
     ) -> None:
         self._options, self._log, self._settings = options, log, config
+        self._certificate = ours
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._signals = daemon.Signals()
@@ -227,6 +234,7 @@ class Server:
             self._tunnels.left,
             ears,
         )
+        self._sessions.offer_tls(ours.context if ours else None, insist=config.tls_required)
         self._tunnels.sessions = self._sessions
         self._tunnels.found(left.tunnels)
         self._interfaces = interfaces
@@ -324,6 +332,10 @@ class Server:
         if self._today != date.today():
             self._today = date.today()
             self._tunnels.look_at_all()
+            if self._certificate is not None and (
+                warning := certificate.of_expiry(self._certificate.expires, time.time())
+            ):
+                self._log.notice(warning)
 
     def _record(self) -> Flow[None]:
         yield Aside(lambda host: self._builder.catch_up())
@@ -392,7 +404,7 @@ class Server:
         self._look_for_changes()  # or the check would have the new store's file, and we the old one
         before, metrics = self._settings, None
         try:
-            after, remarks = yield Aside(lambda host: configuration(self._options, before))
+            after, ours, remarks = yield Aside(lambda host: configuration(self._options, before))
             for remark in remarks:
                 self._log.notice(remark)
             if after.metrics != before.metrics:
@@ -410,6 +422,8 @@ class Server:
         self._settings = self._leases.settings = after
         self._builder.mtu = after.mtu
         self._sessions.limit(after)
+        self._certificate = ours
+        self._sessions.offer_tls(ours.context if ours else None, insist=after.tls_required)
         self._log.notice("the configuration was read again")
         return ""
 
@@ -422,6 +436,8 @@ class Server:
     def _answer(self, over_http: bool) -> str:
         """Tell what is known; nobody looks for more, which may take long."""
         self._counts.connections = len(self._sessions)
+        ours = self._certificate
+        self._counts.certificate_expires = ours.expires if ours else None
         self._counts.unclaimed = self._tunnels.count(State.ORPHAN)
         write = report.prometheus if over_http else report.as_json
         return write(self._counts, self._tunnels.there())
@@ -492,6 +508,14 @@ def show_status(*, as_json: bool) -> int:
     return OK
 
 
+def show_fingerprint(options: argparse.Namespace) -> int:
+    """Print what identifies our certificate; OK.  Raises SettingsError, Failure."""
+    path, needed = options.config or CONFIG_FILE, options.config is not None
+    config, _ = settings.read(path, needed=needed, given=options.prefix)
+    cli.show(certificate.fingerprint(config), needed=True)
+    return OK
+
+
 def reload() -> int:
     """Have the running server take its configuration anew; OK when it has.  Raises Failure."""
     before = now = inquiries.ask(SOCKET)
@@ -519,9 +543,11 @@ def run(options: argparse.Namespace, log: daemon.Log) -> int:
         return show_status(as_json=options.json)
     if options.reload:
         return reload()
+    if options.fingerprint:
+        return show_fingerprint(options)
     if not options.check and os.geteuid() != 0:
         raise Failure("must be root to make tunnels", NOT_ALLOWED)
-    config, remarks = configuration(options)
+    config, ours, remarks = configuration(options)
     for remark in remarks:
         log.notice(remark)
     if options.check:
@@ -542,7 +568,7 @@ def run(options: argparse.Namespace, log: daemon.Log) -> int:
             ready = daemon.detach()
             log.to_syslog()
         pid_file.write()
-        server = Server(options, log, config, listener, interfaces, left)
+        server = Server(options, log, config, ours, listener, interfaces, left)
         return server.serve(ready, local, metrics)
     finally:
         pid_file.remove()

@@ -21,3 +21,4 @@ class Counts:
         self.reloads = 0  # of the configuration, whatever came of them
         self.reloading = False
         self.not_taken = ""  # why the last one has changed nothing
+        self.certificate_expires: float | None = None  # if there is one; seconds since the Epoch

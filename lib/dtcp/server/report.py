@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from dtcp.server import certificate
 from dtcp.server.counts import Counts
 from dtcp.server.records import State, Tunnel
 from dtcp.server.store import of_day
@@ -52,6 +53,9 @@ def text(told: Mapping[str, object], now: float) -> list[str]:
         lines.append(f"{told['unclaimed']} tunnels wait for their clients to come back")
     if told["not_taken"]:
         lines.append(f"the configuration was not taken: {told['not_taken']}")
+    expires = told.get("certificate_expires")
+    if isinstance(expires, (int, float)) and (warning := certificate.of_expiry(expires, now)):
+        lines.append(warning)
     if tunnels:
         rows = [("USER", "FROM", "IF", "STATE", "DATA", "FOR", "IN", "OUT", "HAS")]
         rows += [
@@ -95,6 +99,13 @@ def prometheus(counts: Counts, tunnels: Sequence[Tunnel]) -> str:
     lines += metric(
         "dtcps_start_time_seconds", "gauge", "When the server was started.", [({}, started)]
     )
+    if counts.certificate_expires is not None:
+        lines += metric(
+            "dtcps_certificate_expiry_time_seconds",
+            "gauge",
+            "When the certificate of TLS expires.",
+            [({}, counts.certificate_expires)],
+        )
     for name, what in ("received", "Bytes from the user."), ("sent", "Bytes to the user."):
         lines += metric(
             f"dtcps_tunnel_{name}_bytes_total",

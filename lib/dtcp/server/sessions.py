@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 from dtcp import __version__, wire
 from dtcp.cli import Failure
+from dtcp.errors import Error
 from dtcp.grant import Grant
 from dtcp.server.admission import STRANGERS, Admission
 from dtcp.server.counts import Counts
@@ -32,6 +34,11 @@ from dtcp.server.store import Store
 from dtcp.server.timers import Timers
 from dtcp.server.workers import Event
 
+if TYPE_CHECKING:  # where it is used it is there already (dtcp.server.certificate)
+    import ssl
+
+    from dtcp.tls import Tls
+
 GREETING = wire.GREETING.format(__version__)
 DESCRIPTORS = 60  # that are kept free of clients, for the commands and ourselves
 AT_ONCE = 64  # connections that are accepted in turns with what else there is to do
@@ -42,7 +49,7 @@ class Peer:
     """One client: its socket, and its end of the conversation."""
 
     __slots__ = (
-        "address", "ending", "name", "own", "question", "session", "sock", "unsent", "user",
+        "address", "ending", "name", "own", "question", "session", "sock", "tls", "unsent", "user",
         "writing",
     )  # fmt: skip
 
@@ -53,15 +60,27 @@ class Peer:
         self.address = IPv4Address(host)
         self.own = IPv4Address(sock.getsockname()[0])
         self.session: wire.Session
+        self.tls: Tls | None = None  # from `stls` on
         self.user = ""  # once the login is good
         self.unsent = b""
         self.writing = False  # we wait until more can be sent
         self.ending = ""  # why, once the conversation is over
         self.question: Question | None = None  # whether it is there
 
+    @property
+    def shakes_hands(self) -> bool:
+        """Whether the handshake of TLS has begun, and is not done."""
+        return self.tls is not None and not self.tls.done
+
     def flush(self) -> None:
         """Send what can be sent now."""
-        self.unsent += self.session.take()
+        said = self.session.take()
+        if self.tls is not None:
+            self.tls.send(said)
+            if self.ending:
+                self.tls.close()
+            said = self.tls.take()
+        self.unsent += said
         try:
             while self.unsent:
                 self.unsent = self.unsent[self.sock.send(self.unsent) :]
@@ -104,6 +123,8 @@ class Sessions:
         self._timers: Timers[Peer] = Timers(lambda peer: peer.session.deadline)
         self._questions: Timers[Question] = Timers(lambda question: question.due)
         self._greets = True  # whoever comes; otherwise they wait in the kernel
+        self._context: ssl.SSLContext | None = None  # for those to whom TLS is offered
+        self._offers_tls = self._insists = False
         self.limit(settings)
         selector.register(listener, selectors.EVENT_READ, self.greet)
 
@@ -131,6 +152,11 @@ class Sessions:
         self._peers.most = min(settings.connections, free - self._peers.most_strangers)
         self._peers.most_here = settings.connections_per_address
         self._penalties.least = settings.penalty
+
+    def offer_tls(self, context: ssl.SSLContext | None, *, insist: bool) -> None:
+        """Offer TLS to whoever comes from here on, or not any more; `insist`: to log in at all."""
+        self._offers_tls, self._insists = context is not None, insist
+        self._context = context or self._context  # to somebody it may have been offered
 
     def close(self) -> None:
         """Take no more connections."""
@@ -181,18 +207,7 @@ class Sessions:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         peer = Peer(sock, host, port)
-        peer.session = wire.Session(
-            GREETING,
-            secrets.token_hex(16).upper(),  # 128 bits, for this connection only
-            self._password,
-            now,
-            limits=wire.Limits(
-                wire.LINE_LIMIT, wire.AUTH_TIME, wire.IDLE_TIME, wire.LOGIN_FAILURES
-            ),
-            failed=partial(self._failed, peer.address),
-            must_wait=partial(self._must_wait, peer.address),
-            **({"trace": partial(self._trace, peer.name)} if self._traced else {}),
-        )
+        peer.session = self._session(peer, now, offers_tls=self._offers_tls)
         while (oldest := self._peers.in_the_way(peer.address)) is not None:
             self.on_ready(oldest, selectors.EVENT_READ)  # its login may only wait to be read
             if self._peers.in_the_way(peer.address) is oldest:
@@ -203,6 +218,23 @@ class Sessions:
         with self._for_itself(peer):
             self._timers.watch(peer)
             self._settle(peer, [])
+
+    def _session(self, peer: Peer, since: float, *, offers_tls: bool) -> wire.Session:
+        """A conversation with a client that has been here since then."""
+        return wire.Session(
+            GREETING,
+            secrets.token_hex(16).upper(),  # 128 bits, for this conversation only
+            self._password,
+            since,
+            limits=wire.Limits(
+                wire.LINE_LIMIT, wire.AUTH_TIME, wire.IDLE_TIME, wire.LOGIN_FAILURES
+            ),
+            failed=partial(self._failed, peer.address),
+            must_wait=partial(self._must_wait, peer.address),
+            offers_tls=offers_tls,
+            insists=offers_tls and self._insists,
+            **({"trace": partial(self._trace, peer.name)} if self._traced else {}),
+        )
 
     def _turn_away(self, address: object, why: str) -> None:
         self._counts.turned_away += 1
@@ -288,7 +320,7 @@ class Sessions:
         self._may_greet(now)
         for peer in self._timers.due(now):
             with self._for_itself(peer):
-                self._settle(peer, peer.session.tick(now))
+                self._heard(peer, peer.session.tick(now))
         for question in self._questions.due(now):
             try:
                 question.go_on(now)
@@ -315,20 +347,74 @@ class Sessions:
         except BlockingIOError:
             return
         except OSError as error:
-            self._settle(peer, [wire.Ended(error.strerror or "the connection broke")])
+            self._heard(peer, [wire.Ended(error.strerror or "the connection broke")])
             return
+        if peer.tls is None:
+            self._hear(peer, data)
+        else:
+            self._decrypt(peer, peer.tls, data)
+
+    def _hear(self, peer: Peer, data: bytes) -> None:
+        """Something was said in a conversation; nothing: it was ended."""
         try:
             events = peer.session.receive(data, time.monotonic())
         except wire.ProtocolError as error:
             peer.session.close(wire.BAD_COMMAND)
             events = [wire.Ended(f"protocol error: {error}")]
+            if isinstance(error, wire.Injected):
+                self._quiet.notice("tls", f"{peer.address}: {error}")
+        self._heard(peer, events)
+
+    def _heard(self, peer: Peer, events: list[wire.SessionEvent]) -> None:
+        """The same, as events; or its time is over."""
+        for event in events:
+            if isinstance(event, wire.Ended) and peer.shakes_hands:
+                text = f"the TLS handshake was not finished: {event.reason}"
+                self._quiet.notice("tls", f"{peer.address}: {text}")
         self._settle(peer, events)
+
+    # --- TLS ----------------------------------------------------------------------------------
+
+    def _begin_tls(self, peer: Peer) -> None:
+        """What comes from here on is encrypted, once both have shaken hands."""
+        from dtcp.tls import Tls
+
+        assert self._context is not None
+        peer.unsent += peer.session.take()  # the last words in the clear
+        peer.tls = Tls(self._context, server_side=True)
+
+    def _decrypt(self, peer: Peer, tls: Tls, data: bytes) -> None:
+        """Go on with the handshake, or with what is said behind it."""
+        is_new = not tls.done
+        try:
+            clear = tls.receive(data)
+        except Error as error:
+            self._quiet.notice("tls", f"{peer.address}: {error}")
+            self._settle(peer, [wire.Ended(str(error))])
+            return
+        if is_new and tls.done:
+            self._begin_anew(peer, tls)
+        if clear:
+            self._hear(peer, clear)
+        if tls.closed and not peer.ending:
+            self._hear(peer, b"")
+        elif not clear:
+            self._settle(peer, [])
+
+    def _begin_anew(self, peer: Peer, tls: Tls) -> None:
+        """Forget all that was said before the handshake, but not when the connection began."""
+        if self._traced:
+            self._trace(peer.name, f"{tls.protocol} {tls.cipher}")
+        since = peer.session.deadline - wire.AUTH_TIME
+        peer.session = self._session(peer, since, offers_tls=False)
 
     def _settle(self, peer: Peer, events: list[wire.SessionEvent]) -> None:
         """Act on what a session says, send what it has to say, and end it when it is over."""
         for event in events:
             if isinstance(event, wire.Asked):
                 self._admit(peer, event)
+            elif isinstance(event, wire.StartTls):
+                self._begin_tls(peer)
             else:
                 peer.ending = event.reason
         if peer not in self._peers:
@@ -399,6 +485,7 @@ class Sessions:
         with contextlib.suppress(KeyError, ValueError):  # it broke before it was, or since
             self._selector.unregister(peer.sock)
         peer.sock.close()
+        peer.tls = None
         self._left(peer)
 
 

@@ -37,12 +37,21 @@ class Settings(NamedTuple):
     adopt_time: int = 60
     penalty: int = 1
     metrics: tuple[IPv4Address, int] | None = None
+    tls_certificate: str = ""  # paths, both or neither
+    tls_key: str = ""
+    tls_required: bool = False
 
 
 def _path(text: str) -> str:
     if not text.startswith("/") or "\0" in text:
         raise Invalid(f"{text!a} is not an absolute path")
     return text
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise Invalid(f"{text!a} is neither yes nor no")
+    return text == "yes"
 
 
 def _loopback(text: str) -> tuple[IPv4Address, int]:
@@ -65,6 +74,9 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "adopt-time": in_range(0, 3600),
     "penalty": in_range(0, 3600),
     "metrics": _loopback,
+    "tls-certificate": _path,
+    "tls-key": _path,
+    "tls-required": _yes_or_no,
 }
 # Keys of earlier versions, and what holds in their place.
 _FIXED: dict[str, float] = {
@@ -109,7 +121,17 @@ def parse(text: str, path: str, given: Pool | None = None) -> tuple[Settings, li
         except (Invalid, pools.PoolError) as error:
             raise SettingsError(f"{where}: {error}") from None
         values[name] = found
-    return Settings(**values), remarks
+    settings = Settings(**values)
+    _check_tls(settings, path)
+    return settings, remarks
+
+
+def _check_tls(settings: Settings, path: str) -> None:
+    """See that what belongs together is there.  Raises SettingsError."""
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise SettingsError(f"{path}: tls-certificate and tls-key go together")
+    if settings.tls_required and not settings.tls_certificate:
+        raise SettingsError(f"{path}: tls-required goes with tls-certificate and tls-key")
 
 
 def _check_overlap(one: Any, values: dict[str, Any], kinds: tuple[str, ...]) -> None:
