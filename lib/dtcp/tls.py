@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 import ssl
-import time
 
 from dtcp.errors import Error
 
@@ -57,10 +56,12 @@ def valid_until(certificate: bytes) -> float:
     _, _, at = _element(certificate, at)
     tag, start, end = _element(certificate, at)
     text = certificate[start:end].decode("ascii")
-    form = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}.get(tag)
-    if form is None:
-        raise ValueError("no time where a certificate has one")
-    return float(calendar.timegm(time.strptime(text, form)))
+    if tag == 0x17:  # UTCTime, with two digits of the year: 1950 to 2049
+        text = ("19" if text >= "5" else "20") + text
+    found = re.fullmatch(r"([0-9]{4})" + 5 * "([0-9]{2})" + "Z", text)
+    if not found:
+        raise ValueError(f"{text!a} is no time")
+    return float(calendar.timegm(tuple(map(int, found.groups()))))
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
@@ -175,7 +176,9 @@ class Tls:
     ) -> None:
         self._arrived, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(
-            self._arrived, self._to_send, server_side=server_side, server_hostname=name
+            *(self._arrived, self._to_send, server_side),
+            # As bytes: for a str a codec is imported, which needs privileges by now.
+            server_hostname=name.encode("ascii") if name else None,
         )
         self._pinned = pinned
         self.done = False  # the handshake

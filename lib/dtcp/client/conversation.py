@@ -321,9 +321,10 @@ class _Conversations:
             except OSError as error:
                 events = [Lost(error.strerror or "the connection broke")]
         events += self._dtcp.tick(now)
-        if events and self._tls is not None and not self._tls.done:
-            was = "closed by the server" if self._tls.closed else "not over in time"
-            events = [Lost(f"no answer: the TLS handshake was {was}")]
+        if self._tls is not None and not self._tls.done:
+            end = "was closed by the server" if self._tls.closed else "was not over in time"
+            lost = Lost(f"no answer: the TLS handshake {end}")
+            events = [lost if isinstance(each, Lost) else each for each in events]
         if self._flush() and self._up:
             self._tell("alive")
         for event in events:
