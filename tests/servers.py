@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -67,6 +68,22 @@ class Wire:
         for word in text.replace("\r\n", " \r\n").split(" "):
             self.say(word if word == "\r\n" else f"{word} ")
             time.sleep(0.005)
+
+    def begin_tls(self, certificate: str, key: str, count: int) -> None:
+        """Send so many bytes of our end of the handshake, or have all of it (-1)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        if count < 0:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self._file = self.socket.makefile("rb")
+            return
+        arrived, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(arrived, to_send, server_side=True)
+        while not to_send.pending:
+            arrived.write(self.socket.recv(4096))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+        self.socket.sendall(to_send.read()[:count])
 
     def end(self, *, reset: bool = False) -> None:
         if reset:
@@ -245,6 +262,9 @@ class Hostile:
     ["say", TEXT]             the characters of TEXT as bytes
     ["drip", TEXT, SECONDS]   the same, one every SECONDS
     ["hear"]                  wait for a line
+    ["tls", CERTIFICATE, KEY, BYTES]    begin with TLS, as a server that has heard `stls`, and send
+                              no more than so many bytes of its end of the handshake; -1: all of it,
+                              and what is said from then on goes through it
     ["end"], ["reset"]        close the connection, in order or not
     ["silent"]                say nothing more, until the client goes: this is the last step
     """
@@ -262,6 +282,8 @@ class Hostile:
                     time.sleep(words[1])
             elif step == "hear":
                 wire.hear()
+            elif step == "tls":
+                wire.begin_tls(*words)
             elif step in ("end", "reset"):
                 wire.end(reset=step == "reset")
                 return
