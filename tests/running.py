@@ -77,7 +77,9 @@ class Program:
 
         def seen() -> bool:
             found[:] = [line for line in self.lines if re.search(pattern, line)]
-            return bool(found) or self._process.poll() is not None
+            # Of one that has ended, the last lines may still be on their way to us.
+            is_over = self._process.poll() is not None and not self._reader.is_alive()
+            return bool(found) or is_over
 
         with self._changed:
             end = time.monotonic() + limit * SLOW
