@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from lab.internet import Internet
-from tests.running import ROOT, Talker, serve, set_users, wait_until
+from tests.running import PREFIX, ROOT, Program, Talker, serve, set_users, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
 
@@ -161,8 +161,12 @@ def test_a_kept_interface_is_free_again_after_a_kill(net: Internet, words: tuple
 
 def test_status_waits_for_no_login(net: Internet) -> None:
     names = ["u1", "u2", "u3", "u4"]  # as many as there are workers
-    with serve(net) as server:
-        set_users(net.server, "".join(f"{name}:secret\n" for name in names))
+    for number, _ in enumerate(names, 20):
+        net.client.run(["ifconfig", "em0", "inet", f"203.0.113.{number}/32", "alias"])
+    set_users(net.server, "".join(f"{name}:secret\n" for name in names))
+    # All of them hang for longer than it takes to start them, and to ask.
+    with Program(net.server, "tests/hasty", "run.LIMIT=30", "dtcps", "-d", PREFIX) as server:
+        server.wait_for("listening")
         rules = [
             {"command": "ifconfig", "match": ["gif", "create"], "do": "hang", "nth": nth}
             for nth in range(1, 5)
@@ -170,7 +174,6 @@ def test_status_waits_for_no_login(net: Internet) -> None:
         net.server.write("/run/freebsd/faults", json.dumps(rules))
         for number, name in enumerate(names, 20):
             own = f"203.0.113.{number}"
-            net.client.run(["ifconfig", "em0", "inet", f"{own}/32", "alias"])
             words = [str(ROOT / "tests/talk.py"), "192.0.2.1", name, "secret", "tunnelonly", own]
             net.client.popen([sys.executable, *words], stdin=-1, stdout=-1)
         for name in names:

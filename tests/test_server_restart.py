@@ -165,9 +165,10 @@ def test_what_is_not_as_it_was_is_put_back_or_made_anew(net: Internet, spoil: st
     net.server.run(spoil.split())
     with serve(net) as server, Talker(net, "itojun", "secret", "network") as talker:
         assert talker.answer.startswith("+OK")
+        server.wait_for("itojun: .*(put back what was missing|not there any more: making it anew)")
+        server.wait_for("itojun: up: ")
         is_new = any("create" in line for line in _commands(server))
         assert is_new == ("destroy" in spoil)
-        server.wait_for("itojun: .*(put back what was missing|not there any more: making it anew)")
         assert _tunnels(net) == ["192.0.2.1 --> 203.0.113.7"]
         assert "<UP," in net.server.run(["ifconfig", "gif0"]).stdout
         shown = net.server.run(["route", "-n", "get", "-inet6", "2001:db8:3c3::"]).stdout
@@ -260,7 +261,10 @@ def test_the_next_one_waits_for_a_slow_command(net: Internet) -> None:
         assert f"already running as pid {server.pid}" in next_one.stderr
         assert server.status() == 0
         assert any("could not be made" in line for line in server.lines)
-        assert not any(whose in words for words in net.server.processes().values())
+        wait_until(
+            "the command has ended",
+            lambda: not any(whose in words for words in net.server.processes().values()),
+        )
     with serve(net) as server, Talker(net, "jun", "hidden", "host") as talker:
         assert talker.answer.startswith("+OK")
         assert len(_tunnels(net)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -136,8 +137,16 @@ def test_a_wrong_configuration_changes_nothing(net: Internet) -> None:
 
 @pytest.mark.hazard(76)
 def test_a_reload_keeps_nobody_waiting(net: Internet) -> None:
-    """route(8) hangs."""
-    with serve(net) as server, Talker(net, "itojun", "secret", "network") as talker:
+    """route(8) hangs, for longer than a login takes."""
+    net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
+    serve(net).end()
+    slow = ("run.LIMIT=30", "dtcps", "-d", PREFIX)
+    with (
+        Program(net.server, "tests/hasty", *slow) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        server.wait_for("listening")
+        talker = stack.enter_context(Talker(net, "itojun", "secret", "network"))
         assert talker.answer.startswith("+OK")
         fault = {"command": "route", "match": ["get"], "do": "hang"}
         net.server.write("/run/freebsd/faults", json.dumps([fault]))
@@ -145,7 +154,6 @@ def test_a_reload_keeps_nobody_waiting(net: Internet) -> None:
         seen = len(server.lines)
         server.send(signal.SIGHUP)
         wait_until("it looks", lambda: any("# route -n get" in x for x in server.lines[seen:]))
-        net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
         with Talker(net, "jun", "hidden", "host", "203.0.113.20") as other:
             assert other.answer.startswith("+OK")
             assert not any("nothing was changed" in line for line in server.lines), "it hangs still"
@@ -210,11 +218,12 @@ def test_who_is_kicked_may_come_back(net: Internet) -> None:
     with serve(net) as server, Talker(net, "jun", "hidden", "host", "203.0.113.20") as jun:
         assert jun.answer.startswith("+OK")
         with login(net.client, "-l", "-t", "network") as client:
-            client.wait_for("up")
+            client.wait_for("up after")
+            heard = len(client.lines)
             dtcpauth(net.server, "kick", "itojun")
             server.wait_for("itojun: down: ended by the administrator")
             client.wait_for("lost: .*ended by the administrator")
-            client.wait_for("up after")
+            wait_until("back", lambda: any("up after" in line for line in client.lines[heard:]))
             seen = len(server.lines)
             server.send(signal.SIGHUP)  # it looks at all of them
             server.wait_for("the configuration was read again")
@@ -239,7 +248,7 @@ def test_what_users_have_done_is_listed(net: Internet) -> None:
         assert told("itojun")["last_login"] is None
         began = time.time()
         with login(net.client, "-t", "host") as client:
-            client.wait_for("up")
+            client.wait_for("up after")
             wait_until("it pings", lambda: ping(net.client))
             wait_until("the login is listed", lambda: (told("itojun")["last_login"] or 0) >= began)
             assert client.end() == 0
@@ -446,7 +455,7 @@ with socket.create_connection(("192.0.2.1", 20200)) as sock:
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 def test_long_lines_and_long_silence(net: Internet) -> None:
     set_users(net.server, "itojun:secret\n")
-    with Program(net.server, "tests/hasty", "wire.AUTH_TIME=1", "dtcps", "-d", PREFIX) as server:
+    with Program(net.server, "tests/hasty", "wire.AUTH_TIME=2", "dtcps", "-d", PREFIX) as server:
         server.wait_for("listening")
         assert net.client.run([sys.executable, "-c", LONG], timeout=60).stdout.splitlines() == [
             "-ERR invalid command",
