@@ -20,6 +20,7 @@ from lab import SLOW
 from lab.host import Host
 from lab.internet import Internet
 from lab.machine import machine
+from lab.snapshot import Snapshot, difference
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 15.0  # seconds for anything that is waited for; like all limits, of a usual machine
@@ -203,6 +204,14 @@ def is_watched(net: Internet) -> bool:
 def ping(host: Host, address: str = FAR) -> bool:
     """Whether `address` answers."""
     return host.run(machine.reach(address, 5), check=False).returncode == 0
+
+
+def wait_until_as_it_was(host: Host, before: Snapshot, limit: float = LIMIT) -> None:
+    """Wait until a host is as it was, while something there may still be about to end."""
+    end = time.monotonic() + limit * SLOW
+    while (found := difference(before, host.snapshot())) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert found == []
 
 
 def wait_until(what: str, true: object, limit: float = LIMIT) -> None:

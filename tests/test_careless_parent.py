@@ -13,13 +13,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.internet import Internet
+from lab.internet import CLIENT4, Internet
 from lab.snapshot import difference
 from tests.running import ROOT, SERVER, Program, login, ping, serve, wait_until
 
 pytestmark = pytest.mark.lab
 
 FAILED, TRY_AGAIN, NOT_ALLOWED = 1, 75, 77
+
+# By the client.  Neighbors are looked for seconds after something was sent, by the test before too.
+SENT = f"ip6 or (ip src {CLIENT4})"
 
 DTCPC = f"{sys.executable} {ROOT / 'dtcpc.py'} -u itojun -t host {{}} {SERVER}"
 
@@ -87,7 +90,7 @@ def _is_up(client: Program) -> bool:
 @pytest.mark.hazard(33)
 def test_who_is_not_root_is_told_before_anything_is_sent(net: Internet) -> None:
     before = net.client.snapshot()
-    with net.router.capture("eth0") as capture:
+    with net.router.capture("eth0", SENT) as capture:
         with through(net, "exec unshare --user $DTCPC".replace("$DTCPC", DTCPC.format(""))) as it:
             assert it.status() == NOT_ALLOWED
             assert it.lines == ["dtcpc: must be root to make a tunnel"]
@@ -263,7 +266,7 @@ def test_a_pid_file_that_cannot_be_had_is_named_before_anything_is_sent(
     net.client.write("/run/target", "precious\n")
     net.client.run(["sh", "-c", script])
     before = net.client.snapshot()
-    with net.router.capture("eth0") as capture, login(net.client, "-f", path) as client:
+    with net.router.capture("eth0", SENT) as capture, login(net.client, "-f", path) as client:
         assert client.status() == FAILED
         assert len(client.lines) == 1
         assert client.lines[0].startswith(f"dtcpc: {path}: {why}")

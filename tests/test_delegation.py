@@ -143,7 +143,7 @@ def test_the_hint_when_the_host_does_not_forward(net: Internet) -> None:
     with serve(net), login(net.client, "-t", "network", "-a", "-P", "em1/1") as client:
         client.wait_for(hint)
         client.wait_for("up after")
-        assert re.search(hint, _status(net))
+        wait_until("it is told", lambda: re.search(hint, _status(net)))
         shown = net.client.run(["sysctl", "-n", "net.inet6.ip6.forwarding"]).stdout
         assert shown == "0\n"
         net.client.run(["sysctl", "net.inet6.ip6.forwarding=1"])
@@ -157,7 +157,7 @@ def test_the_hint_when_nothing_has_an_address_of_the_prefix(net: Internet) -> No
     with serve(net), login(net.client, "-t", "network") as client:
         client.wait_for(hint)
         client.wait_for("up after")
-        assert hint in _status(net)
+        wait_until("it is told", lambda: hint in _status(net))
         net.client.run(["ifconfig", "lo0", "inet6", "2001:db8:3c3::1", "prefixlen", "128", "alias"])
         wait_until("no hint any more", lambda: hint not in _status(net))
         assert client.end() == 0
@@ -171,12 +171,13 @@ def test_a_lan_interface_that_is_not_there_yet_is_waited_for(release: str, enclo
         with login(net.client, *options, "-s", "/bin/true") as client:
             client.wait_for("epair7a: no such interface yet; it gets its addresses when it comes")
             client.wait_for("up after")
-            assert "epair7a: no such interface yet" in _status(net)
+            no_such = "epair7a: no such interface yet"
+            wait_until("it is told", lambda: no_such in _status(net))
             net.client.run(["ifconfig", "epair7", "create"])
             client.wait_for("delegated: epair7a 2001:db8:3c3:1::1/64, advertised")
             shown = net.client.run(["ifconfig", "epair7a"]).stdout
             assert "inet6 2001:db8:3c3:1::1 prefixlen 64" in shown
-            assert "no such interface yet" not in _status(net)
+            wait_until("it is told", lambda: no_such not in _status(net))
             assert ping(net.client)
             client.wait_for("# /bin/true change")
             assert client.end() == 0

@@ -29,7 +29,7 @@ from tests.running import FAR, PREFIX, Program, identity, login, ping, serve, wa
 CHALLENGE = "0B1517C87D516A5FA65BED722D51A04F"
 OWN, HERE = "127.0.0.1", "127.0.0.2"
 KAME_SAYS, WE_SAY = "KAME tunnel server", "dtcps 0.1.0 tunnel server"
-SOON = 1.0  # seconds, for what nobody waits for
+SOON = 2.0  # seconds, for what nobody waits for: less than any of the waits
 
 
 class Server:

@@ -49,6 +49,6 @@ def test_it_is_up_when_the_address_stays(
         script = f"for i in $(seq {times}); do {once}; done; {GO}; sleep {gone}; {COME}"
         net.client.run(["sh", "-c", script], timeout=300)
         # Waits of minutes, as they were, are beyond this; seconds are in the benchmark.
-        wait_until("it is up", lambda: net.client.run(STATUS, check=False).returncode == 0)
+        wait_until("it is up", lambda: net.client.run(STATUS, check=False).returncode == 0, 40)
         assert ping(net.client)
         assert client.end() == 0

@@ -147,8 +147,10 @@ def test_another_of_its_name_and_number_is_not_taken_for_it(net: Internet, tmp_p
         program.wait_for("told to log in again")
         wait_until("up again", lambda: sum("up after" in line for line in program.lines) == 2)
         assert not any("has been removed" in line for line in program.lines)
+        program.send(signal.SIGSTOP)  # or it might be the quicker one to make another
         net.client.run(["ifconfig", "gif0", "destroy"])
         net.client.run(["ifconfig", "gif0", "create"])
+        program.send(signal.SIGCONT)
         program.send(signal.SIGHUP)  # if it has not looked already
         program.wait_for("taking the tunnel down: gif0 has been removed")
         wait_until("up again", lambda: ping(net.client))

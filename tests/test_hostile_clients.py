@@ -18,7 +18,16 @@ from dtcp.server.limits import LINES
 from lab.internet import SERVER4, Internet
 from lab.machine import machine
 from lab.snapshot import Snapshot, difference
-from tests.running import PREFIX, ROOT, Program, Talker, serve, set_users, wait_until
+from tests.running import (
+    PREFIX,
+    ROOT,
+    Program,
+    Talker,
+    serve,
+    set_users,
+    wait_until,
+    wait_until_as_it_was,
+)
 from tests.trust import Figure
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("release", ["15.1"], indirect=True)]
@@ -64,11 +73,12 @@ def test_a_scan_gets_documented_replies_and_leaves_nothing(net: Internet, figure
         *heard, count = done.stdout.splitlines()
         assert count == f"{SCANNED} conversations"
         wait_until("no tunnel is left", lambda: not _gifs(net), 60)
-        wait_until("as few descriptors", lambda: machine.costs(server.pid)[0] == costs[0])
+        wait_until("as few descriptors", lambda: machine.costs(server.pid)[0] <= costs[0])
         # Its workers are not many, but not all may have been needed before.
         assert machine.costs(server.pid)[1] <= costs[1] + 2 * WORKERS
         assert machine.costs(server.pid)[2] < costs[2] + 2048
-        assert difference(before, net.server.snapshot()) == []
+        # A tunnel may have been in the making when there was none, for somebody who had gone.
+        wait_until_as_it_was(net.server, before)
         texts = {
             f"-ERR {text}"
             for name, text in vars(wire).items()
@@ -187,8 +197,7 @@ def test_a_second_tunnel_in_one_session_is_refused_and_leaks_nothing(net: Intern
         answers = net.client.run([sys.executable, "-c", script]).stdout.splitlines()
         assert answers[0].startswith("+OK 203.0.113.7")
         assert answers[1:] == [f"-ERR {wire.HAVE_TUNNEL}"] * 2
-        wait_until("no tunnel is left", lambda: not _gifs(net))
-        assert difference(before, net.server.snapshot()) == []
+        wait_until_as_it_was(net.server, before)
         assert server.end() == 0
 
 

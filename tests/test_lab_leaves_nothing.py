@@ -21,7 +21,7 @@ from lab.machine import FREEBSD, machine
 
 pytestmark = [pytest.mark.alone, pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
-IN_TIME = 10 if FREEBSD else 2  # seconds; jails are removed one by one
+IN_TIME = 10 if FREEBSD else 5  # seconds; jails are removed one by one
 CHECKOUT = Path(__file__).resolve().parents[1]
 LAB_RUN = [sys.executable, "-m", "lab", "run"]
 
@@ -250,4 +250,4 @@ def test_names_come_from_the_hosts_file_only(net: Internet) -> None:
     assert net.client.run(["getent", "ahostsv4", SERVER_NAME]).stdout.startswith("192.0.2.1 ")
     began = time.monotonic()
     assert net.client.run(["getent", "ahosts", "www.example.com"], check=False).returncode == 2
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # a name server would be given five seconds

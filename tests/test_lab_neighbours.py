@@ -110,7 +110,8 @@ def test_it_is_silent_until_the_host_forwards(net: Internet) -> None:
     os.kill(pid, signal.SIGKILL)
     quiet = start(net.client, "em1")
     os.kill(quiet, signal.SIGTERM)
-    wait_until("its end: nobody was told anything", lambda: not daemons(net.client), limit=1)
+    # Less than the farewells of one that had told somebody something.
+    wait_until("its end: nobody was told anything", lambda: not daemons(net.client), limit=5)
 
 
 @one_release
@@ -267,8 +268,8 @@ def test_rtsol_waits_in_silence_and_says_that_all_is_well(tunnel: Internet) -> N
 
 @one_release
 def test_who_waits_keeps_no_other_command_waiting(tunnel: Internet) -> None:
-    waiting = tunnel.client.popen(["rtsol", "gif0"])
     with tunnel.server.capture("gif0", "icmp6 and ip6[40] == 133") as capture:
+        waiting = tunnel.client.popen(["rtsol", "gif0"])
         capture.wait(1)
     sh(tunnel.client, "ifconfig gif0; sysctl net.inet6.ip6.forwarding")
     assert waiting.poll() is None

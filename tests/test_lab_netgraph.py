@@ -10,6 +10,7 @@ import pytest
 
 from lab.host import Host
 from lab.internet import CLIENT4, SERVER4, Internet
+from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import ping, wait_until
 
@@ -61,9 +62,10 @@ def tunnel(net: Internet) -> Iterator[Internet]:
 
 
 def test_a_datagram_is_a_bare_packet(tunnel: Internet) -> None:
-    with tunnel.router.capture("eth0", UDP) as capture:
+    # Not what an interface that has just come up says to all neighbors: that goes to ff02::.
+    with tunnel.router.capture("eth0", f"{UDP} and ip[52] != 0xff") as capture:
         assert ping(tunnel.client, SERVER6)
-        sent, came = capture.wait(2)[:2]
+        sent, *_, came = capture.wait(2)
     assert (sent.src, sent.dst, sent.ttl, sent.df) == (CLIENT4, SERVER4, 64, False)
     assert came.src == SERVER4
     for packet, source, destination in ((sent, CLIENT6, SERVER6), (came, SERVER6, CLIENT6)):
@@ -96,7 +98,7 @@ ECHO = (
 def test_only_the_peer_is_heard_but_without_one_everybody(tunnel: Internet) -> None:
     with tunnel.client.capture("ng0", "icmp6 and ip6[40] == 128") as capture:
         send(tunnel.server, SERVER4, ECHO)  # another port
-        assert ping(tunnel.server, CLIENT6)
+        tunnel.server.run(machine.ping(CLIENT6, 1, 5))  # once, however late the answer is
         assert len(capture.wait(1)) == 1
         assert ngctl(tunnel.client, "msg", "ks0:", "connect", f"inet/{SERVER4}")[0] == 71
         for rubbish in ("", "45" + 60 * "00", "00", ECHO[:20]):

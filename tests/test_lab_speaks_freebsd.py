@@ -463,7 +463,7 @@ def relays(host: Host) -> list[int]:
 
 
 def until(what: Callable[[], object]) -> None:
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 15
     while not what():
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.005)
@@ -670,5 +670,5 @@ def test_commands_go_wrong_on_purpose(wired: Internet) -> None:
     # These bytes are no text in any encoding a program might expect.
     assert "377 376" in sh(wired.client, "route -n get default | od -An -c")
     with pytest.raises(subprocess.TimeoutExpired):
-        wired.client.run(["sysctl", "net.fibs"], timeout=0.5)
+        wired.client.run(["sysctl", "net.fibs"], timeout=3)
     assert run("sysctl net.fibs") == (0, "net.fibs: 1\n", False)

@@ -15,7 +15,7 @@ import pytest
 from lab.internet import Internet
 from lab.machine import machine
 from lab.snapshot import difference
-from tests.running import ROOT, SERVER, Program, go_wrong, login, serve, wait_until
+from tests.running import LIMIT, ROOT, SERVER, Program, go_wrong, login, serve, wait_until
 from tests.selection import Rows
 from tests.trust import Figure
 
@@ -41,7 +41,7 @@ def _resolving(net: Internet) -> Iterator[Program]:
         """
     net.client.run(["sh", "-c", script])
     with net.router.capture("eth0", "udp port 53") as asked, login(net.client, "-l") as client:
-        asked.wait(1)
+        asked.wait(1, LIMIT)
         yield client
 
 
@@ -49,7 +49,7 @@ def _resolving(net: Internet) -> Iterator[Program]:
 def _connecting(net: Internet) -> Iterator[Program]:
     net.server.run(machine.refuse("tcp", 20200, ""))
     with net.router.capture("eth0", "tcp") as asked, login(net.client, "-l") as client:
-        asked.wait(1)
+        asked.wait(1, LIMIT)
         yield client
 
 
@@ -202,12 +202,15 @@ def test_an_rtadvd_that_does_not_hear_is_killed(release: str, enclosed: None) ->
         assert difference(before, net.client.snapshot()) == []
 
 
-# A shell that survives what ends its command, and looks at the terminal before and after.
+# A shell that survives what ends its command, and looks at the terminal before and after.  A second
+# key may come when its command has ended; what looks then must survive as well.
 ON_TERMINAL = """
 trap : INT TERM HUP QUIT
 before=$(stty -a)
 "$@"
-echo "status $?"
+status=$?
+trap '' INT TERM HUP QUIT
+echo "status $status"
 test "$(stty -a)" = "$before" && echo terminal the same || echo terminal changed
 """
 
