@@ -265,6 +265,7 @@ class Tls:
 
     def _read(self) -> bytes:
         parts: list[bytes] = []
+        unsent = self._to_send.pending
         try:
             while part := self._object.read(4096):
                 parts.append(part)
@@ -275,6 +276,9 @@ class Tls:
             self.closed = True
         except ssl.SSLError as error:
             raise TlsError(f"TLS has failed: {_spoken(error)}") from None
+        # In TLS 1.2 there is one thing that we say while we read (RFC 5246, section 7.2.2).
+        if self._to_send.pending != unsent and self.protocol == "TLSv1.2":
+            raise TlsError("TLS has failed: no renegotiation")
         return b"".join(parts)
 
 
