@@ -282,13 +282,17 @@ class Server:
         due = min(self._sessions.due, self._tunnels.due)
         due = min(due, self._next_changes, self._next_count, self._adopt_until, most)
         left = 0.0 if self._workers.can_go_on else max(0.0, due - time.monotonic())
+        handshakes: list[tuple[Peer, int]] = []
         for count, (key, mask) in enumerate(self._selector.select(left), 1):
             if not count % AT_ONCE and not self._signals.stopping:
                 self._sessions.greet()  # thousands may be behind us, and more in the kernel's queue
-            if isinstance(key.data, Peer):
-                self._sessions.on_ready(key.data, mask)
-            else:
+            if not isinstance(key.data, Peer):
                 self._survive(partial(key.data, mask))
+            elif key.data.shakes_hands:
+                handshakes.append((key.data, mask))
+            else:
+                self._sessions.on_ready(key.data, mask)
+        self._sessions.shake_hands(handshakes)
         self._survive(self._on_time)
 
     def _survive(self, what: Callable[[], None]) -> None:

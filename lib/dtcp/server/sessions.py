@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # where it is used it is there already (dtcp.server.certifica
 GREETING = wire.GREETING.format(__version__)
 DESCRIPTORS = 60  # that are kept free of clients, for the commands and ourselves
 AT_ONCE = 64  # connections that are accepted in turns with what else there is to do
+SHAKING_TIME = 0.05  # seconds for handshakes, in turns with what else there is to do
 UNREAD = 4096  # bytes of replies that a client may leave unread
 
 
@@ -125,6 +126,7 @@ class Sessions:
         self._greets = True  # whoever comes; otherwise they wait in the kernel
         self._context: ssl.SSLContext | None = None  # for those to whom TLS is offered
         self._offers_tls = self._insists = False
+        self._is_behind = False  # with handshakes
         self.limit(settings)
         selector.register(listener, selectors.EVENT_READ, self.greet)
 
@@ -188,7 +190,8 @@ class Sessions:
         """Whether there is room for whoever comes; if not, we do not listen to them until then."""
         if self._listener.fileno() < 0:
             return False
-        there_is = self._peers.room_at() <= now
+        # Nobody is to make room for others because we are slow.
+        there_is = not self._is_behind and self._peers.room_at() <= now
         if there_is and not self._greets:
             self._selector.register(self._listener, selectors.EVENT_READ, self.greet)
         elif self._greets and not there_is:
@@ -375,6 +378,19 @@ class Sessions:
 
     # --- TLS ----------------------------------------------------------------------------------
 
+    def shake_hands(self, ready: list[tuple[Peer, int]]) -> None:
+        """As `on_ready`, for handshakes, of which each step takes as long as a hundred pings.
+
+        Only for a while: whose turn does not come is ready the next time as well.
+        """
+        end = time.monotonic() + SHAKING_TIME if ready else 0.0
+        self._is_behind = False
+        for peer, mask in ready:
+            if time.monotonic() > end:
+                self._is_behind = True
+                return
+            self.on_ready(peer, mask)
+
     def _begin_tls(self, peer: Peer) -> None:
         """What comes from here on is encrypted, once both have shaken hands."""
         from dtcp.tls import Tls
@@ -382,6 +398,7 @@ class Sessions:
         assert self._context is not None
         peer.unsent += peer.session.take()  # the last words in the clear
         peer.tls = Tls(self._context, server_side=True)
+        self._has_come_further(peer)
 
     def _decrypt(self, peer: Peer, tls: Tls, data: bytes) -> None:
         """Go on with the handshake, or with what is said behind it."""
@@ -407,6 +424,11 @@ class Sessions:
             self._trace(peer.name, f"{tls.protocol} {tls.cipher}")
         since = peer.session.deadline - wire.AUTH_TIME
         peer.session = self._session(peer, since, offers_tls=False)
+        self._has_come_further(peer)
+
+    def _has_come_further(self, peer: Peer) -> None:
+        """Count it among those who have just come, as TLS takes more round trips than a login."""
+        self._peers.is_stranger(peer, time.monotonic())
 
     def _settle(self, peer: Peer, events: list[wire.SessionEvent]) -> None:
         """Act on what a session says, send what it has to say, and end it when it is over."""
