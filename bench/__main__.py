@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import figures, healing, place, recovery, serving, start
+from bench import figures, handshakes, healing, place, recovery, serving, start
 from bench.figures import Figure
 from bench.waiting import Waiting, waiting
 
@@ -64,10 +64,12 @@ def measure(directory: Path, form: Form) -> list[Figure]:
         logins=form.logins,
         seconds=form.seconds,
     )
+    shake = partial(handshakes.measure, installed, directory)
     if not place.is_real_root():
         return [
             figures.not_measured("client", "needs root: its unprivileged process, and the lab"),
             *tried("server", serve),
+            *tried("server, handshakes", shake),
         ]
     # The client checks that the interface named by the stubs exists, so it must.
     subprocess.run(["ip", "link", "add", "gif0", "type", "veth"], check=True)
@@ -82,7 +84,7 @@ def measure(directory: Path, form: Form) -> list[Figure]:
         found += tried("recovery", partial(recovery.measure, form.recoveries))
         found += tried("healing", partial(healing.measure, form.recoveries))
         held = tried("client, memory while it waits", partial(memory, client))
-        served = tried("server", serve)
+        served = tried("server", serve) + tried("server, handshakes", shake)
         if silence is None:
             found += [figures.not_measured(recovery.SILENCE, "not in the short form")]
         else:

@@ -24,9 +24,9 @@ def name(number: int) -> str:
 
 
 class Server:
-    """A dtcps, running, whose users have tunnels of type host."""
+    """A dtcps, running, whose users have tunnels of type host; `more` goes into its dtcps.conf."""
 
-    def __init__(self, installed: Installed, directory: Path, users: int) -> None:
+    def __init__(self, installed: Installed, directory: Path, users: int, more: str = "") -> None:
         directory.mkdir()
         self.commands = stubs.make(directory, first="$$", crowd=CROWD)
         self.environment = {"PATH": f"{self.commands}:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -34,7 +34,7 @@ class Server:
         self._log = directory / "log"
         self._config = directory / "dtcps.conf"
         database = directory / "dtcps.db"
-        self._config.write_text(f"store = {database}\n")
+        self._config.write_text(f"store = {database}\n{more}")
         self._run(
             *(installed.prefix / "sbin/dtcpauth", "--store", database, "import", "users", "-"),
             input="".join(f"{name(number)}:{PASSWORD}\n" for number in range(users)),
