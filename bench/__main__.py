@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bench import figures, handshakes, healing, place, recovery, serving, start
 from bench.figures import Figure
-from bench.waiting import Waiting, waiting
+from bench.waiting import Waiting, waiting, waiting_over_tls
 
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 
@@ -84,6 +84,7 @@ def measure(directory: Path, form: Form) -> list[Figure]:
         found += tried("recovery", partial(recovery.measure, form.recoveries))
         found += tried("healing", partial(healing.measure, form.recoveries))
         held = tried("client, memory while it waits", partial(memory, client))
+        held += tried("client, memory with --tls", partial(memory_with_tls, installed, directory))
         served = tried("server", serve) + tried("server, handshakes", shake)
         if silence is None:
             found += [figures.not_measured(recovery.SILENCE, "not in the short form")]
@@ -105,6 +106,11 @@ def alone(figure: Future[Figure]) -> list[Figure]:
 
 def memory(client: Waiting) -> list[Figure]:
     return [client.memory()]
+
+
+def memory_with_tls(installed: place.Installed, directory: Path) -> list[Figure]:
+    with waiting_over_tls(installed, directory) as client:
+        return [client.memory(tls=True)]
 
 
 def tried(what: str, measure: Callable[[], list[Figure]]) -> list[Figure]:

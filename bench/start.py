@@ -19,6 +19,7 @@ from typing import NamedTuple
 from bench import stubs
 from bench.figures import Figure, ms
 from bench.place import ROOT, Installed, undisturbed
+from tests.certificates import Certificate
 
 PORT, FAR_PORT = 20211, 20213
 ALLOWED = 0.060  # seconds beyond Python's startup and the commands
@@ -67,9 +68,18 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def client(
-    installed: Installed, directory: Path, port: int = PORT, round_trip: float = 0.0
+    installed: Installed,
+    directory: Path,
+    port: int = PORT,
+    round_trip: float = 0.0,
+    certificate: Certificate | None = None,
 ) -> Iterator[Client]:
-    """A server for a client, `round_trip` seconds away, and everything the client needs."""
+    """A server for a client, `round_trip` seconds away, and everything the client needs.
+
+    With a `certificate` of the server, it speaks with it over TLS.
+    """
+    tls = ["--tls", str(certificate.path), str(certificate.key)] if certificate else []
+    insist = ["--tls-fingerprint", certificate.fingerprint] if certificate else []
     directory.mkdir()
     commands = stubs.make(directory, first="0")
     secrets = directory / "auth"
@@ -81,7 +91,7 @@ def client(
             [
                 *(sys.executable, str(ROOT / "tests/servers.py"), "kame", "--port", str(port)),
                 *("--user", "bench", "--password", "secret", "--prefix", "2001:db8:1::"),
-                *("--round-trip", str(round_trip)),
+                *("--round-trip", str(round_trip), *tls),
             ],
             stderr=output,
         )
@@ -92,7 +102,7 @@ def client(
             time.sleep(0.02)
         words = [
             *(str(installed.client), "-f", str(directory / "dtcpc.pid"), "-p", str(port)),
-            *("-u", "bench", "--auth-file", str(secrets), "-t", "host"),
+            *("-u", "bench", "--auth-file", str(secrets), "-t", "host", *insist),
         ]
         path = f"{commands}:/usr/sbin:/usr/bin:/sbin:/bin"
         yield Client(words, {"PATH": path}, commands, heard, server.pid)

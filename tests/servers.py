@@ -4,7 +4,7 @@ They share no code with the programs under test, and create no tunnels, except f
 `--gifs`: the caller must set up the far end.
 
     servers.py kame --user itojun --password secret [--prefix 2001:db8:1::] [--round-trip 0.02]
-                    [--gifs 4 [--cleaning 0.5]]
+                    [--gifs 4 [--cleaning 0.5]] [--tls CERTIFICATE KEY]
     servers.py feel6 --user itojun --password secret --prefix 2001:0db8:03c3::/48
     servers.py hostile '{"20301": [["say", "+OK nonsense\\r\\n"], ["hear"], ["reset"]]}'
 
@@ -139,23 +139,29 @@ class Gifs:
 class Kame:
     """KAME's dtcps of 2001, as it behaved when it was run: word for word, faults included.
 
-    With gifs it makes tunnels, the way it did: it says +OK whether that worked or not; it answers
-    `quit` at once, cleans up behind that, and ends the connection last; and a connection that
-    breaks kills its thread, which cleans up nothing.
+    With `tls`, a certificate and its key, it offers what KAME's never did.  With gifs it makes
+    tunnels, the way it did: it says +OK whether that worked or not; it answers `quit` at once,
+    cleans up behind that, and ends the connection last; and a connection that breaks kills its
+    thread, which cleans up nothing.
     """
 
     AUTH_TIMEOUT, TUNNEL_TIMEOUT = 60, 300
 
     def __init__(
-        self, user: str, password: str, prefix: str | None, gifs: Gifs | None = None
+        self,
+        user: str,
+        password: str,
+        prefix: str | None,
+        gifs: Gifs | None = None,
+        tls: tuple[str, str] | None = None,
     ) -> None:
         self._user, self._password = user, password
-        self._prefix, self._gifs = prefix, gifs
+        self._prefix, self._gifs, self._tls = prefix, gifs, tls
 
     def talk(self, wire: Wire) -> None:
         tunnel: dict[int, list[str]] = {}  # by unit, the inner pair: ours, and the client's
         try:
-            ends = self._session(wire, tunnel)
+            ends = self._session(wire, tunnel, self._tls)
         except ConnectionError:
             say("a thread died")
             return
@@ -165,11 +171,13 @@ class Kame:
         if ends:
             wire.end()
 
-    def _session(self, wire: Wire, tunnel: dict[int, list[str]]) -> bool:
+    def _session(
+        self, wire: Wire, tunnel: dict[int, list[str]], tls: tuple[str, str] | None = None
+    ) -> bool:
         """All that is said.  Whether the server ends the connection."""
         answer = wire.say_in_segments if self._gifs else wire.say
         challenge = hashlib.md5(f"{time.ctime()}{os.getpid()}".encode()).hexdigest().upper()
-        answer(f"+OK {challenge} KAME tunnel server\r\n")
+        answer(f"+OK {challenge} KAME tunnel server{' STLS' if tls else ''}\r\n")
         up = failed = False
         while True:
             wire.socket.settimeout(self.TUNNEL_TIMEOUT if up else self.AUTH_TIMEOUT)
@@ -193,6 +201,10 @@ class Kame:
                 up = up or reply.startswith("+OK")
                 failed = failed or reply.startswith("-ERR unsupported")
                 answer(reply)
+            elif verb == "stls" and tls:
+                answer("+OK begin TLS\r\n")
+                wire.begin_tls(tls[0], tls[1], -1)
+                return self._session(wire, tunnel)
             elif verb == "ping":
                 answer("+OK hi, happy to hear from you\r\n")
             elif verb == "help":
@@ -328,12 +340,15 @@ def main(argv: list[str]) -> None:
         options.add_argument("--prefix")
         options.add_argument("--round-trip", type=float, default=0.0)
         options.add_argument("--gifs", type=int)
+        options.add_argument("--tls", nargs=2)
         options.add_argument("--cleaning", type=float, default=0.5)
     kinds.add_parser("hostile").add_argument("scenes", type=json.loads)
     given = parser.parse_args(argv)
     if given.kind == "kame":
         gifs = Gifs(given.gifs, given.cleaning) if given.gifs else None
-        server = Kame(given.user, given.password, given.prefix, gifs)
+        server = Kame(
+            given.user, given.password, given.prefix, gifs, given.tls and tuple(given.tls)
+        )
         listen(given.port, server.talk, given.round_trip)
     elif given.kind == "feel6":
         listen(given.port, Feel6(given.user, given.password, given.prefix).talk, given.round_trip)
