@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bench import figures, handshakes, healing, place, recovery, serving, start
 from bench.figures import Figure
-from bench.waiting import Waiting, waiting, waiting_over_tls
+from bench.waiting import SETTLING, Waiting, waiting, waiting_over_tls
 
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 
@@ -110,6 +110,7 @@ def memory(client: Waiting) -> list[Figure]:
 
 def memory_with_tls(installed: place.Installed, directory: Path) -> list[Figure]:
     with waiting_over_tls(installed, directory) as client:
+        time.sleep(SETTLING)
         return [client.memory(tls=True)]
 
 

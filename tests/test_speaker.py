@@ -247,8 +247,10 @@ def told() -> Iterator[Callable[..., list[Event]]]:
     """Plays the process, and gives what a login comes to; ends at the first event that ends it."""
     ended: list[Speaker] = []
 
-    def run(play: Play, *, port: int | None = None, tunnel_type: str = "host") -> list[Event]:
-        def instead(client: socket.socket, account: object) -> NoReturn:
+    def run(
+        play: Play, *, port: int | None = None, tunnel_type: str = "host", tls: str | None = None
+    ) -> list[Event]:
+        def instead(client: socket.socket, *_: object) -> NoReturn:
             try:
                 client.recv(4096)
                 play(client)
@@ -261,7 +263,8 @@ def told() -> Iterator[Callable[..., list[Event]]]:
         patch.undo()
         ended.append(made)
         made.login(
-            Login(THERE, 20200, "itojun", tunnel_type, False, port, port, False, False), "secret"
+            Login(THERE, 20200, "itojun", tunnel_type, False, port, port, False, False, tls),
+            "secret",
         )
         return list(events(made))
 
@@ -279,7 +282,7 @@ def events(made: Speaker) -> Iterator[Event]:
         event = made.event()
         if event is not None:
             yield event
-        if isinstance(event, (wire.Lost, wire.Refused, Nonsense, grant.BehindNat)):
+        if isinstance(event, (wire.Lost, wire.Refused, wire.Insecure, Nonsense, grant.BehindNat)):
             return
     raise AssertionError("nothing ends it")
 
@@ -356,6 +359,45 @@ LIES = {
     "a carriage return": (*BEGUN, "1 trace a\rb"),
     "a long line": (*BEGUN, f"1 trace {'x' * 5000}"),
 }
+
+
+SECURED = "1 secured TLSv1.3 TLS_AES_256_GCM_SHA384"
+
+
+def test_with_tls_a_challenge_counts_behind_it_only(told: Callable[..., list[Event]]) -> None:
+    secured = f"{SECURED} {int(time.time()) + 86400 * 9 + 60}"
+    said.clear()
+    lines = (CONNECTED, secured, f"1 challenge {CHALLENGE}", f"1 {GRANTED}")
+    _, granted, _ = told(says(*lines), tls=SERVER)
+    assert isinstance(granted, grant.Grant)
+    assert said == ["TLSv1.3, TLS_AES_256_GCM_SHA384, certificate valid for 9 days"]
+    *_, last = told(says(*BEGUN), tls=SERVER)
+    assert isinstance(last, Nonsense)
+
+
+@pytest.mark.parametrize(
+    ("secured", "tls"),
+    [
+        (f"{SECURED} {'9' * 12}", None),  # nobody has asked for it
+        (f"{SECURED} {'9' * 400}", SERVER),
+        (f"{SECURED} -1", SERVER),
+        (f"{SECURED}", SERVER),
+        (f"{SECURED} 1795780800 more", SERVER),
+    ],
+)
+def test_what_is_no_word_of_tls_ends_it(
+    told: Callable[..., list[Event]], secured: str, tls: str | None
+) -> None:
+    *_, last = told(says(CONNECTED, secured, f"1 challenge {CHALLENGE}"), tls=tls)
+    assert isinstance(last, Nonsense)
+
+
+def test_what_is_not_secure_is_told(told: Callable[..., list[Event]]) -> None:
+    reason = "the server offers no TLS, on which --tls insists"
+    lines = (CONNECTED, f"1 insecure {reason}")
+    assert told(says(*lines), tls=SERVER) == [OWN, wire.Insecure(reason)]
+    [event] = told(says("1 insecure this Python has no TLS"), tls=SERVER)
+    assert event == wire.Insecure("this Python has no TLS")
 
 
 @pytest.mark.hazard(63)
