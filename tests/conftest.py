@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pluggy
 import pytest
 
@@ -29,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     trust.configure(config)
+    # How long an example takes is not what is tested: on a busy machine any may take long.
+    hypothesis.settings.register_profile("dtcp", deadline=None)
+    hypothesis.settings.load_profile("dtcp")
     config.stash[selection.NUMBER] = selection.sample_number()
     # nohup(1), and a shell in the background, have them ignored in us and whatever we start.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
