@@ -23,7 +23,9 @@ from lab.machine import machine
 from lab.snapshot import Snapshot, difference
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 60.0  # seconds for anything that is waited for; like all limits, of a usual machine
+# Seconds for anything that is waited for; like all limits, of a usual machine that may be busy.
+# Less than a minute, in which the programs would come to many a thing without being told.
+LIMIT = 30.0
 # Limits of the programs for the commands of the system: on a slow machine a command that has
 # nothing wrong with it needs more.
 _LIMITS = {
