@@ -222,6 +222,9 @@ connections-per-address=2
 adopt-time = 0
 penalty = 2
 metrics = 127.0.0.1:9123
+tls-certificate = /usr/local/etc/dtcps.pem
+tls-key = /usr/local/etc/dtcps.key
+tls-required = yes
 """
     found, remarks = settings.parse(text, "x")
     assert not remarks
@@ -256,6 +259,9 @@ metrics = 127.0.0.1:9123
         ("store = dtcps.db", "'dtcps.db' is not an absolute path"),
         ("metrics = 0.0.0.0:9123", "is not: loopback-address:port"),
         ("metrics = 127.0.0.1", "is not: loopback-address:port"),
+        ("tls-certificate = dtcps.pem", "'dtcps.pem' is not an absolute path"),
+        ("tls-key = dtcps.key", "'dtcps.key' is not an absolute path"),
+        ("tls-required = true", "'true' is neither yes nor no"),
         ("mtu = 1400\nmtu = 1400", "mtu is given twice"),
     ],
 )
@@ -265,6 +271,21 @@ def test_a_wrong_line_is_named(line: str, why: str) -> None:
         settings.parse(f"\n{line}\n", "/etc/x.conf")
     assert str(caught.value).startswith(f"/etc/x.conf:{number}: ")
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("tls-certificate = /a", "tls-certificate and tls-key go together"),
+        ("tls-key = /a\ntls-required = yes", "tls-certificate and tls-key go together"),
+        ("tls-required = yes", "tls-required goes with tls-certificate and tls-key"),
+    ],
+)
+def test_what_belongs_together_is_there_or_not_at_all(text: str, why: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.parse(text, "/etc/x.conf")
+    assert str(caught.value) == f"/etc/x.conf: {why}"
+    assert settings.parse("tls-required = no", "x") == (Settings(), [])
 
 
 def test_what_can_no_longer_be_set_is_said_and_does_no_harm() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dtcp import errors, plan, wire
 from dtcp.client import backoff, news, options, probe
-from dtcp.server import admission, database, limits, presence, settings, store
+from dtcp.server import admission, certificate, database, limits, presence, settings, store
 
 import dtcpauth
 import dtcpc
@@ -167,17 +167,18 @@ def test_the_keys_of_the_configuration() -> None:
     starred = set(re.findall(r"^\.It Cm (\S+) No \*", page, re.MULTILINE))
     assert starred == set(settings._SEVERAL)
     sample = (ROOT / "etc/dtcps.conf.sample").read_text()
-    shown = re.findall(r"^#([a-z-]+) = (.*)$", sample, re.MULTILINE)
-    assert {key for key, _ in shown} == keys
+    examples_of = re.findall(r"^#([a-z-]+) = (.*)$", sample, re.MULTILINE)
+    assert {key for key, _ in examples_of} == keys
     # What is no example is the default, and all of it can be used as it is.
-    said, _ = settings.parse("\n".join(f"{key} = {value}" for key, value in shown), "sample")
+    said, _ = settings.parse("\n".join(f"{key} = {value}" for key, value in examples_of), "sample")
     defaults = settings.Settings()
-    examples = {"prefix", "delegate", "unreachable", "metrics"}
+    examples = {"prefix", "delegate", "unreachable", "metrics", "tls-certificate", "tls-key"}
     for key in keys - examples:
         name = key.replace("-", "_")
         assert getattr(said, name) == getattr(defaults, name)
         text = page.partition(f".It Cm {key}\n")[2].partition("\n.It")[0]
-        assert key == "listen" or str(getattr(defaults, name)) in text, key
+        shown = {False: ".Cm no\nby default"}.get(default := getattr(defaults, name), str(default))
+        assert key == "listen" or shown in text, key
 
 
 def test_the_environment_of_the_script() -> None:
@@ -311,6 +312,7 @@ def test_the_variables_of_rc_conf_and_the_commands(program: str) -> None:
         ("dtcps.8", f"{limits.FAILURES} logins have failed at an address within a minute"),
         ("dtcps.8", f"{limits.LONGEST_PENALTY:.0f} seconds at most"),
         ("dtcps.8", f"within {presence.TIME:.0f} seconds"),
+        ("dtcps.8", f"From {certificate.DAYS_AHEAD} days before it expires"),
         ("dtcps.8", f"more than {limits.LINES} a second"),
         ("dtcps.8", f"{settings.Settings().connections} connections"),
         ("dtcps.8", f"within {wire.AUTH_TIME:.0f} seconds"),
@@ -348,6 +350,7 @@ _RAISED = {
     "StageFailed",
     "ArgumentTypeError",
     "Invalid",
+    "TlsError",
 }
 _CALLED = {
     "notice",
@@ -436,7 +439,7 @@ SERVER = [
         ),
         (
             "dtcps.8",
-            ("dtcps", "lib/dtcp/daemon", *SERVER),
+            ("dtcps", *_library("daemon", "tls"), *SERVER),
             ("put", "_give", "delete", "prometheus", "verify", "check_copy"),
         ),
         ("dtcps.conf.5", ("lib/dtcp/server/settings", "lib/dtcp/server/pools"), ()),

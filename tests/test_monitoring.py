@@ -8,12 +8,14 @@ import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from dtcp.status import STATES, Facts, as_prometheus
 from dtcp.text import metric
 
 from lab.internet import Internet
+from tests.certificates import self_signed
 from tests.running import ROOT, login, serve
 
 PAGE = (ROOT / "docs/monitoring.md").read_text()
@@ -115,9 +117,15 @@ def _named(text: str) -> set[str]:
 
 @pytest.mark.lab
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
-def test_every_metric_that_is_named_is_told_by_client_and_server(net: Internet) -> None:
+def test_every_metric_that_is_named_is_told_by_client_and_server(
+    net: Internet, tmp_path: Path
+) -> None:
     [config] = re.findall(r"`(metrics = \S+)`", PAGE)
-    net.server.write("/usr/local/etc/dtcps.conf", f"{config}\n")
+    ours = self_signed(tmp_path)
+    net.server.write("/usr/local/etc/dtcps.pem", ours.path.read_text())
+    net.server.write("/usr/local/etc/dtcps.key", ours.key.read_text())
+    tls = "tls-certificate = /usr/local/etc/dtcps.pem\ntls-key = /usr/local/etc/dtcps.key\n"
+    net.server.write("/usr/local/etc/dtcps.conf", f"{config}\n{tls}")
     with serve(net) as server, login(net.client, "-t", "host") as client:
         client.wait_for("packets pass")
         shown = net.client.run([*DTCPC, "--status", "--prometheus"]).stdout
