@@ -111,7 +111,7 @@ def _pieces(r: random.Random, lines: list[str], together: float) -> list[Piece]:
     ends = _ENDINGS if r.random() < 0.9 else (*_ENDINGS, *_ODD_ENDINGS)
     said = [line.encode("latin-1", "replace") + r.choice(ends) for line in lines]
     if r.random() < 0.2:
-        said = [_spoilt(r, b"".join(said))]
+        said = [spoilt(r, b"".join(said))]
     elif r.random() < together:
         said = [b"".join(said)]
     if r.random() < 0.4:
@@ -157,7 +157,7 @@ def _spoil(r: random.Random, lines: list[str]) -> None:
     lines[at] = r.choice((" ", " ", " ", "  ", "\t")).join(words)
 
 
-def _spoilt(r: random.Random, data: bytes) -> bytes:
+def spoilt(r: random.Random, data: bytes) -> bytes:
     """Some bytes changed, lost, or doubled."""
     made = bytearray(data)
     for _ in range(r.choice((1, 1, 2, 20))):

@@ -89,6 +89,7 @@ HAZARDS: dict[int | str, str] = {
     80: "ten thousand users: a look-up costs no more than among ten; list, export, import: linear",
     81: "an import with anything odd in it: one line with place and reason; nothing is imported",
     82: "output to a full disk: one line and status 1; to a pipe that nobody reads: not a word",
+    83: "TLS: injected data, a stall, renegotiation, garbage, an early end: one line, and no harm",
     "C1": "a challenge is 32 hexadecimal digits and nothing else",
     "C2": "one challenge for each connection, from a secure source, for three attempts",
     "C3": "digests compared in constant time, a dummy hashed for the unknown, one text for all",

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from dtcp import daemon, wire
+from dtcp import daemon, tls, wire
 from dtcp.grant import Grant
 from dtcp.server import admission, limits, presence, sessions, store
 from dtcp.server.admission import GRACE, STRANGERS, STRANGERS_HERE, Admission
@@ -28,6 +28,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lab import SLOW
+from tests.certificates import self_signed
 
 # --- who is there -----------------------------------------------------------------------------
 
@@ -542,3 +543,70 @@ def test_who_has_gone_cannot_be_asked(bench: Bench, monkeypatch: pytest.MonkeyPa
 
 def test_the_numbers_of_admission() -> None:
     assert (admission.STRANGERS, admission.STRANGERS_HERE) == (256, 8)
+
+
+# --- handshakes of TLS ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def secured(bench: Bench, tmp_path: Path) -> Bench:
+    """One that offers TLS."""
+    ours = self_signed(tmp_path)
+    bench.sessions.offer_tls(tls.for_server(str(ours.path), str(ours.key)), insist=False)
+    return bench
+
+
+@pytest.mark.hazard(69, 83)
+def test_handshakes_take_turns_and_nobody_makes_room_meanwhile(
+    secured: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, many = secured.sessions, 3
+    clients = [secured.come(f"203.0.113.{number}", monkeypatch) for number in range(many)]
+    for client in clients:
+        assert client.say("stls") == f"+OK {wire.BEGIN_TLS}"
+    for client in clients:
+        client.send("which is no handshake")
+    ready = [(peer, selectors.EVENT_READ) for peer in there._peers.all()]
+    assert all(peer.shakes_hands for peer, _ in ready)
+    monkeypatch.setattr(sessions, "SHAKING_TIME", -1.0)
+    there.shake_hands(ready)
+    assert len(there) == many
+    assert not there._may_greet(time.monotonic())
+    monkeypatch.setattr(sessions, "SHAKING_TIME", 60.0)
+    there.shake_hands(ready)
+    assert not len(there)
+    assert there._may_greet(time.monotonic())
+
+
+@pytest.mark.hazard(69)
+def test_each_step_of_tls_counts_as_just_come(
+    secured: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = secured.come(HOME, monkeypatch)
+    secured.come(NAT, monkeypatch)
+
+    def strangers() -> list[str]:
+        return [str(peer.address) for peer in secured.sessions._peers.all()]
+
+    assert strangers() == [HOME, NAT]
+    client.say("stls")
+    assert strangers() == [NAT, HOME]
+    secured.come(ELSEWHERE, monkeypatch)
+    assert strangers() == [NAT, HOME, ELSEWHERE]
+    theirs = tls.Tls(tls.for_client(pinned=True))
+    while not theirs.done:
+        client._socket.sendall(theirs.take())
+        secured.turn()
+        theirs.receive(client._socket.recv(8192))
+    client._socket.sendall(theirs.take())
+    secured.turn()
+    assert strangers() == [NAT, ELSEWHERE, HOME]
+
+
+def test_whoever_was_offered_tls_gets_it_also_when_it_is_offered_no_more(
+    secured: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = secured.come(HOME, monkeypatch)
+    secured.sessions.offer_tls(None, insist=False)
+    assert not secured.come(NAT, monkeypatch).greeting.endswith(wire.STLS)
+    assert before.say("stls") == f"+OK {wire.BEGIN_TLS}"
