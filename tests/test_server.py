@@ -63,7 +63,11 @@ def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> N
 @pytest.mark.hazard(44)
 def test_a_slow_command_for_one_keeps_nobody_else_waiting(net: Internet) -> None:
     net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
-    with serve(net) as server:
+    set_users(net.server, "itojun:secret\njun:hidden\n")
+    # Slow for longer than the login of the other takes.
+    words = ("run.LIMIT=12", "dtcps", "-d", PREFIX)
+    with Program(net.server, "tests/hasty", *words) as server:
+        server.wait_for("listening")
         whose = f"dtcps jun@203.0.113.7 pid {server.pid}"
         fault = {"command": "ifconfig", "match": ["create", whose], "do": "hang"}
         net.server.write("/run/freebsd/faults", json.dumps([fault]))
