@@ -220,8 +220,9 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
             FAILED,
             "unexpected data before the TLS handshake",
         ),
+        # In answer to the client's first words: together with what comes before it was injected.
         "garbage": Case(
-            [*BEGUN, ["say", "+OK no TLS at all\r\n"], ["silent"]],
+            [*tls(good, 0), ["say", "+OK no TLS at all\r\n"], ["silent"]],
             FAILED,
             "the TLS handshake has failed: wrong version number",
         ),
