@@ -44,7 +44,8 @@ PLIST_FILES=	"@sample(root,wheel,600) etc/dtcpc.auth.sample" \
 		${MANUALS:M*.5:S|^|share/man/man5/|:S|$|.gz|} \
 		${MANUALS:M*.8:S|^|share/man/man8/|:S|$|.gz|} \
 		${PROGRAMS:S|^|share/zsh/site-functions/_|}
-PORTDOCS=	jails.md migration.md monitoring.md server.md trust.md udp.md
+PORTDOCS=	jails.md migration.md monitoring.md server.md tls.md trust.md \
+		udp.md
 PORTEXAMPLES=	completion.tcsh firewall.sh grafana.json
 
 OPTIONS_DEFINE=		DOCS EXAMPLES SERVER

@@ -166,7 +166,7 @@ def test_the_keys_of_the_configuration() -> None:
     assert {each.replace("-", "_") for each in keys} == set(settings.Settings._fields)
     starred = set(re.findall(r"^\.It Cm (\S+) No \*", page, re.MULTILINE))
     assert starred == set(settings._SEVERAL)
-    sample = (ROOT / "etc/dtcps.conf.sample").read_text()
+    sample = (ROOT / "etc/dtcps.conf.sample").read_text().replace("%%PREFIX%%", "/usr/local")
     examples_of = re.findall(r"^#([a-z-]+) = (.*)$", sample, re.MULTILINE)
     assert {key for key, _ in examples_of} == keys
     # What is no example is the default, and all of it can be used as it is.
