@@ -79,7 +79,7 @@ class Capture:
         self._tcpdump.kill()
         self._tcpdump.communicate()
 
-    def wait(self, count: int, timeout: float = 5) -> list[Packet]:
+    def wait(self, count: int, timeout: float = 15) -> list[Packet]:
         """The packets so far, once there are ``count`` of them.
 
         Args:

@@ -52,7 +52,7 @@ class Host:
         words: Sequence[str],
         *,
         check: bool = True,
-        timeout: float = 10,
+        timeout: float = 30,
         input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to completion and return its output and status.

@@ -303,7 +303,10 @@ def costs(pid: int) -> tuple[int, int, int]:
 
 
 def write(path: str, mode: int) -> list[str]:
-    script = 'umask 022; mkdir -p "${1%/*}"; rm -f "$1"; umask 077; cat >"$1"; chmod "$2" "$1"'
+    script = (
+        'umask 022; mkdir -p "${1%/*}"; umask 077; cat >"$1.new"; chmod "$2" "$1.new";'
+        ' mv -f "$1.new" "$1"'
+    )
     return ["sh", "-ec", script, "sh", path, f"{mode:o}"]
 
 

@@ -259,7 +259,9 @@ def costs(pid: int) -> tuple[int, int, int]:
 
 
 def write(path: str, mode: int) -> list[str]:
-    return ["install", "-D", f"--mode={mode:o}", "/dev/stdin", path]
+    # Put in place as a whole: somebody may be about to read it.
+    script = 'install -D --mode="$2" /dev/stdin "$1.new" && mv -f "$1.new" "$1"'
+    return ["sh", "-ec", script, "sh", path, f"{mode:o}"]
 
 
 def inside() -> bool:
