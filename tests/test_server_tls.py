@@ -185,6 +185,19 @@ def test_the_end_of_the_server_is_told_under_tls(net: Internet, tmp_path: Path) 
         assert user.rest() == [f"-ERR {wire.STOPPING}", "end"]
 
 
+def test_a_daemon_speaks_tls(net: Internet, tmp_path: Path) -> None:
+    """What was read before the fork(2) is used behind it."""
+    install(net, self_signed(tmp_path))
+    set_users(net.server, "itojun:secret\n")
+    with Program(net.server, "dtcps", PREFIX) as server:
+        assert server.status() == 0
+        assert server.lines == []
+    assert talk(net, "greeting", "stls", "greeting", "login=itojun:secret:host")[-1] == UP
+    pid = net.server.read("/var/run/dtcps.pid").strip()
+    net.server.run(["kill", pid])
+    wait_until("the daemon is gone", lambda: int(pid) not in net.server.processes())
+
+
 # --- who wants to do harm ---------------------------------------------------------------------
 
 
