@@ -63,6 +63,20 @@ def test_protocol_41_is_blocked_on_the_way(net: Internet) -> None:
             assert client.end() == 0
 
 
+def test_over_udp_it_goes_on_asking_though_nothing_has_come_back(enclosed: None) -> None:
+    """A server that waits for the first packet, or a NAT, knows us by the next one only."""
+    peer = IPv6Address("2001:db8::7")
+    with contextlib.closing(
+        Probe("lo0" if FREEBSD else "lo", None, peer, 0.0, keep_alive=True)
+    ) as probe:
+        for moment in (0.0, 1.0, 2.0, 4.0, 8.0):
+            assert probe.on_time(moment) == ""
+        assert probe.on_time(15.0) == "unproven"
+        assert probe.due == 35.0
+        assert probe.on_time(35.0) == ""
+        assert probe.due == 55.0
+
+
 @pytest.mark.parametrize(("inner", "data"), [("::1", "passing"), ("2001:db8::7", "unproven")])
 def test_an_answer_beside_the_tunnel_does_not_count(enclosed: None, inner: str, data: str) -> None:
     """Only what was asked from the inner address, which may be tentative for a moment."""

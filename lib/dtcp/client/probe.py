@@ -162,7 +162,9 @@ class Probe:
         if self._judge_at <= now:
             is_silent = self.data == "passing" or self._expected
             self.data = "silent" if is_silent else "unproven"
-            self._due, self._judge_at = [], math.inf
+            # Over UDP, only the next one tells a server that waits for it where we are.
+            self._due = [now + KEEP_ALIVE] if self._keep_alive else []
+            self._judge_at = math.inf
             return self.data
         if self._due and self._due[0] <= now:
             self._due.pop(0)
