@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -203,6 +204,32 @@ def test_a_record_that_was_changed_on_the_way_is_an_error(certificates: Certific
     record[-1] ^= 1
     with pytest.raises(TlsError, match="TLS has failed"):
         other.receive(bytes(record))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_no_session_is_resumed(certificates: Certificates, version: ssl.TLSVersion) -> None:
+    context = tls.for_client(pinned=False)
+    context.maximum_version = version
+    server = tls.for_server(str(certificates.good.path), str(certificates.good.key))
+    session = None
+    for _ in range(2):
+        arrived, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        one = context.wrap_bio(arrived, to_send, server_hostname=NAME, session=session)
+        other = Tls(server, server_side=True)
+        while not (_is_done(one) and other.done):
+            if data := to_send.read():
+                other.receive(data)
+            arrived.write(other.take())
+        assert not one.session_reused
+        session = one.session
+
+
+def _is_done(one: ssl.SSLObject) -> bool:
+    try:
+        one.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
 
 
 def test_nobody_negotiates_anew(certificates: Certificates) -> None:

@@ -106,7 +106,9 @@ def for_client(*, pinned: bool) -> ssl.SSLContext:
 def for_server(certificate: str, key: str) -> ssl.SSLContext:
     """What a server needs, from two PEM files.  Raises TlsError."""
     context = _context(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # nobody comes back often enough to resume a session
+    # Nobody comes back often enough to resume a session: in TLS 1.3, and before.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
     for path in (certificate, key):
         try:
             with open(path, "rb"):

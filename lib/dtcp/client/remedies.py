@@ -69,6 +69,7 @@ _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
             "unsupported tunnel type|no tunnels of type",
             "this user gets no tunnel of type {type} there: choose another with -t",
         ),
+        ("TLS is required", "log in with --tls, or --tls-fingerprint"),
         ("no route", "this user has no prefix there: the server's administrator must give one"),
         (
             r"over UDP \(-U\)",
