@@ -661,10 +661,10 @@ def test_sizes_close_in_on_the_largest_that_passes(most: int, too_large: int) ->
 
 
 def test_each_remedy_is_for_a_message_that_there_is() -> None:
-    """As the manual has them, or a server says them; the rest is the resolver's or the kernel's."""
+    """As the manual has them, or a server says them; the rest is of resolver, kernel or OpenSSL."""
     said = [_rendered("dtcpc.8"), *(each for each in vars(wire).values() if isinstance(each, str))]
     said += ["Temporary failure", "Connection refused", "Operation timed out", "File exists"]
-    said += ["route already in table"]
+    said += ["route already in table", "certificate has expired", "certificate is not yet valid"]
     text = "\n".join(said)
     for stage, table in _REMEDIES.items():
         for pattern, _ in table:
