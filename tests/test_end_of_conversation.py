@@ -462,4 +462,6 @@ def test_after_a_black_hole_packets_pass_again(
             return any("packets pass" in line for line in client.lines[seen:])
 
         wait_until("packets pass", is_proven, 120)
+        # Without addresses they may pass through the old one, whose end TCP has yet to bring.
+        wait_until("its end", lambda: "gif0 cleaned up" in kame.lines, 120)
         assert client.end() == 0
