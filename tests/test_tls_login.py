@@ -233,7 +233,7 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
             [*tls(good), ["end"]], TRY_AGAIN, "the server closed the connection"
         ),
         "an end before the handshake": Case(
-            [*BEGUN, ["end"]],
+            [*tls(good, 0), ["end"]],
             TRY_AGAIN,
             "no answer: the TLS handshake was closed by the server",
         ),
@@ -241,6 +241,9 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
             [*tls(good, 100), ["end"]],
             TRY_AGAIN,
             "no answer: the TLS handshake was closed by the server",
+        ),
+        "a reset in the handshake": Case(
+            [*tls(good, 100), ["reset"]], TRY_AGAIN, "Connection reset by peer"
         ),
         "no reply": Case(
             [*OFFER, ["silent"]],
@@ -261,7 +264,7 @@ NAMES = (
     "no offer", "no", "wrong name", "expired", "not yet valid", "self-signed",
     "not the pinned one", "injected", "garbage", "no greeting behind it",
     "an end behind the handshake", "an end before the handshake", "an end in the handshake",
-    "no reply", "no handshake", "a part of a handshake", "no greeting",
+    "a reset in the handshake", "no reply", "no handshake", "a part of a handshake", "no greeting",
 )  # fmt: skip
 
 

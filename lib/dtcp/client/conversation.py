@@ -320,11 +320,10 @@ class _Conversations:
                 pass
             except OSError as error:
                 events = [Lost(error.strerror or "the connection broke")]
-        events += self._dtcp.tick(now)
-        if self._tls is not None and not self._tls.done:
-            end = "was closed by the server" if self._tls.closed else "was not over in time"
-            lost = Lost(f"no answer: the TLS handshake {end}")
-            events = [lost if isinstance(each, Lost) else each for each in events]
+        late = self._dtcp.tick(now)
+        if late and self._tls is not None and not self._tls.done:
+            late = [Lost("no answer: the TLS handshake was not over in time")]
+        events += late
         if self._flush() and self._up:
             self._tell("alive")
         for event in events:
@@ -358,6 +357,8 @@ class _Conversations:
             return [wire.Insecure(str(error))]
         except (tls.TlsError, ValueError) as error:
             raise wire.ProtocolError(str(error)) from None
+        if self._tls.closed and not self._tls.done:
+            return [Lost("no answer: the TLS handshake was closed by the server")]
         events = self._dtcp.receive(data, now) if data else []
         return events + (self._dtcp.receive(b"", now) if self._tls.closed else [])
 
