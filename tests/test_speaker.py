@@ -396,6 +396,10 @@ def test_what_is_not_secure_is_told(told: Callable[..., list[Event]]) -> None:
     reason = "the server offers no TLS, on which --tls insists"
     lines = (CONNECTED, f"1 insecure {reason}")
     assert told(says(*lines), tls=SERVER) == [OWN, wire.Insecure(reason)]
+    name = f"{'long.' * 50}org"
+    reason = "the server's certificate is refused: Hostname mismatch, certificate is not valid for"
+    reason += f" '{name}'; its fingerprint is sha256:{'0123456789abcdef' * 4}"
+    assert told(says(CONNECTED, f"1 insecure {reason}"), tls=SERVER) == [OWN, wire.Insecure(reason)]
     [event] = told(says("1 insecure this Python has no TLS"), tls=SERVER)
     assert event == wire.Insecure("this Python has no TLS")
 

@@ -95,10 +95,10 @@ def masked(text: str) -> str:
     return re.sub(r"\bkey=[^\s,]*", f"key={MASK}", text)
 
 
-def visible(text: str) -> str:
+def visible(text: str, most: int = 200) -> str:
     """Text of the peer, with all but printable ASCII made visible, capped, and without a key."""
     shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in masked(text[:LINE_LIMIT]))
-    return shown if len(shown) <= 200 else shown[:200] + "..."
+    return shown if len(shown) <= most else shown[:most] + "..."
 
 
 def digest(user: str, challenge: str, password: str) -> str:

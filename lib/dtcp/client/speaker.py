@@ -394,7 +394,8 @@ class Speaker:
                 )
             case "connecting" | "greeting", "insecure":
                 self._over()
-                return Insecure(shown)
+                # A name of any length, and behind it a fingerprint that is to be copied.
+                return Insecure(wire.visible(text, wire.LINE_LIMIT))
             case _, "nonsense":
                 self._over()
                 return Nonsense(shown)
