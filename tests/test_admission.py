@@ -613,3 +613,27 @@ def test_whoever_was_offered_tls_gets_it_also_when_it_is_offered_no_more(
     secured.sessions.offer_tls(None, insist=False)
     assert not secured.come(NAT, monkeypatch).greeting.endswith(wire.STLS)
     assert before.say("stls") == f"+OK {wire.BEGIN_TLS}"
+
+
+@pytest.mark.hazard(83)
+def test_nobody_says_no_line_for_ever(secured: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under TLS much can be sent that is none: updates of keys, or records with one byte."""
+    client = secured.come(HOME, monkeypatch)
+    client.say("stls")
+    theirs = tls.Tls(tls.for_client(pinned=True))
+    while not theirs.done:
+        client._socket.sendall(theirs.take())
+        secured.turn()
+        theirs.receive(client._socket.recv(8192))
+    sent = 0
+    for number in range(1, 4 * wire.LINE_LIMIT):
+        theirs.send(b"x" if number % 400 else b"\n")  # neither a long line nor many
+        sent += client._socket.send(theirs.take())
+        secured.turn()
+        if not len(secured.sessions):
+            break
+    assert sessions.TLS_BEFORE_LOGIN // 2 < sent <= sessions.TLS_BEFORE_LOGIN
+    heard = b""
+    while data := client._socket.recv(8192):
+        heard += theirs.receive(data)
+    assert heard.endswith(f"-ERR {wire.TOO_MUCH_TALK}\r\n".encode())

@@ -44,14 +44,15 @@ DESCRIPTORS = 60  # that are kept free of clients, for the commands and ourselve
 AT_ONCE = 64  # connections that are accepted in turns with what else there is to do
 SHAKING_TIME = 0.05  # seconds for handshakes, in turns with what else there is to do
 UNREAD = 4096  # bytes of replies that a client may leave unread
+TLS_BEFORE_LOGIN = 16384  # bytes that a client may send from `stls` to its login
 
 
 class Peer:
     """One client: its socket, and its end of the conversation."""
 
     __slots__ = (
-        "address", "ending", "name", "own", "question", "session", "sock", "tls", "unsent", "user",
-        "writing",
+        "address", "ending", "name", "own", "question", "session", "sock", "tls", "tls_heard",
+        "unsent", "user", "writing",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, host: str, port: int) -> None:
@@ -62,6 +63,7 @@ class Peer:
         self.own = IPv4Address(sock.getsockname()[0])
         self.session: wire.Session
         self.tls: Tls | None = None  # from `stls` on
+        self.tls_heard = 0  # bytes, before it has a tunnel
         self.user = ""  # once the login is good
         self.unsent = b""
         self.writing = False  # we wait until more can be sent
@@ -404,6 +406,8 @@ class Sessions:
         """Go on with the handshake, or with what is said behind it."""
         is_new = not tls.done
         try:
+            if not peer.session.granted:
+                self._count(peer, data)
             clear = tls.receive(data)
         except Error as error:
             self._quiet.notice("tls", f"{peer.address}: {error}")
@@ -417,6 +421,16 @@ class Sessions:
             self._hear(peer, b"")
         elif not clear:
             self._settle(peer, [])
+
+    def _count(self, peer: Peer, data: bytes) -> None:
+        """See that nobody goes on for ever with what is no line, such as updates of keys.
+
+        Each takes longer than a ping, and strangers may be many.  Raises ProtocolError.
+        """
+        peer.tls_heard += len(data)
+        if peer.tls_heard > TLS_BEFORE_LOGIN:
+            peer.session.close(wire.TOO_MUCH_TALK)
+            raise wire.ProtocolError("TLS has failed: too much before the login")
 
     def _begin_anew(self, peer: Peer, tls: Tls) -> None:
         """Forget all that was said before the handshake, but not when the connection began."""
