@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import signal
@@ -14,8 +15,9 @@ import pytest
 from dtcp import look, wire
 from dtcp.client import passage
 from dtcp.client.passage import SIZES, between
-from dtcp.client.remedies import _REMEDIES
+from dtcp.client.remedies import _REMEDIES, remedy
 from dtcp.client.stages import StageFailed, Stages
+from dtcp.errors import Error
 
 from lab.internet import CLIENT4, SERVER4, Internet
 from lab.machine import machine
@@ -670,3 +672,10 @@ def test_each_remedy_is_for_a_message_that_there_is() -> None:
         for pattern, _ in table:
             for part in pattern.split("|"):
                 assert re.search(part, text), (stage, part)
+
+
+def test_a_python_without_tls_is_no_matter_of_the_network() -> None:
+    """That is found out before the connection."""
+    options = argparse.Namespace(server=SERVER, port=1, user="u", type="host", auth_file="f")
+    error = Error(f"{SERVER}: this Python has no TLS, on which --tls insists")
+    assert "module ssl" in remedy(options, "TCP", error)

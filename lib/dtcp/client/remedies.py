@@ -16,6 +16,7 @@ _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("", "no IPv4 address has that name: is it spelled right? it must have an A record"),
     ),
     "TCP": (
+        ("has no TLS", "install a Python with its module ssl"),
         ("refused", "nothing listens there: is it the right server, and the right port (-p)?"),
         (
             "timed out",
