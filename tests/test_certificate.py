@@ -90,6 +90,26 @@ def _not_its_key(place: Place) -> str:
     return f"{other.key}: not the key of {place.good.path}"
 
 
+def _rsa(place: Place, bits: int) -> Certificate:
+    made = Certificate(place.directory / "rsa.pem", place.directory / "rsa.key")
+    words = ("req", "-x509", "-newkey", f"rsa:{bits}", "-nodes", "-days", "99", "-subj", "/CN=x")
+    openssl(*words, "-keyout", str(made.key), "-out", str(made.path))
+    made.key.chmod(0o600)
+    return made
+
+
+def _key_of_another_kind(place: Place) -> str:
+    other = _rsa(place, 2048)
+    place.name(Certificate(place.good.path, other.key))
+    return f"{other.key}: not the key of {place.good.path}"
+
+
+def _weak(place: Place) -> str:
+    weak = _rsa(place, 1024)
+    place.name(weak)
+    return f"{weak.path}: too weak: ee key too small"
+
+
 def _encrypted(place: Place) -> str:
     key = place.directory / "encrypted.key"
     words = ("ec", "-in", str(place.good.key), "-aes256", "-passout", "pass:secret")
@@ -105,7 +125,10 @@ def _alone(place: Place) -> str:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_missing, _no_key, _no_file, _no_pem, _half, _not_its_key, _encrypted, _alone],
+    [
+        *(_missing, _no_key, _no_file, _no_pem, _half, _not_its_key, _key_of_another_kind, _weak),
+        *(_encrypted, _alone),
+    ],
 )
 def test_a_bad_one_is_named(place: Place, spoil: Callable[[Place], str]) -> None:
     why = spoil(place)

@@ -120,8 +120,11 @@ def for_server(certificate: str, key: str) -> ssl.SSLContext:
     except _Encrypted:
         raise TlsError(f"{key}: the key must not be encrypted") from None
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        # The key of another kind, or of the same kind.
+        if error.reason in ("NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH", "KEY_VALUES_MISMATCH"):
             raise TlsError(f"{key}: not the key of {certificate}") from None
+        if error.reason in ("EE_KEY_TOO_SMALL", "CA_MD_TOO_WEAK", "CA_KEY_TOO_SMALL"):
+            raise TlsError(f"{certificate}: too weak: {_spoken(error)}") from None
         raise TlsError(f"{certificate}, {key}: no certificate and key in PEM") from None
     return context
 
