@@ -248,7 +248,7 @@ def told() -> Iterator[Callable[..., list[Event]]]:
     ended: list[Speaker] = []
 
     def run(
-        play: Play, *, port: int | None = None, tunnel_type: str = "host", tls: str | None = None
+        play: Play, *, port: int | None = None, tunnel_type: str = "host", tls: str = ""
     ) -> list[Event]:
         def instead(client: socket.socket, *_: object) -> NoReturn:
             try:
@@ -375,18 +375,25 @@ def test_with_tls_a_challenge_counts_behind_it_only(told: Callable[..., list[Eve
     assert isinstance(last, Nonsense)
 
 
+def test_a_pinned_certificate_may_have_expired_long_ago(
+    told: Callable[..., list[Event]],
+) -> None:
+    told(says(CONNECTED, f"{SECURED} -86400"), tls=SERVER)
+    assert re.search("certificate expired 2[0-9]{4} days ago$", said[-1])
+
+
 @pytest.mark.parametrize(
     ("secured", "tls"),
     [
-        (f"{SECURED} {'9' * 12}", None),  # nobody has asked for it
+        (f"{SECURED} {'9' * 12}", ""),  # nobody has asked for it
         (f"{SECURED} {'9' * 400}", SERVER),
-        (f"{SECURED} -1", SERVER),
+        (f"{SECURED} --1", SERVER),
         (f"{SECURED}", SERVER),
         (f"{SECURED} 1795780800 more", SERVER),
     ],
 )
 def test_what_is_no_word_of_tls_ends_it(
-    told: Callable[..., list[Event]], secured: str, tls: str | None
+    told: Callable[..., list[Event]], secured: str, tls: str
 ) -> None:
     *_, last = told(says(CONNECTED, secured, f"1 challenge {CHALLENGE}"), tls=tls)
     assert isinstance(last, Nonsense)

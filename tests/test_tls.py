@@ -353,6 +353,15 @@ def test_a_refusal_is_the_end() -> None:
     assert end.take() == b"stls\r\n"
 
 
+def test_a_server_that_is_busy_may_take_stls_another_time() -> None:
+    end = insisting()
+    end.receive(GREETING, 1.0)
+    [event] = end.receive(b"-ERR server is going down\r\n", 1.0)
+    assert event == wire.Refused("server is going down", at_greeting=False)
+    assert event.temporary
+    assert end.take() == b"stls\r\n"
+
+
 @pytest.mark.parametrize("injected", [b"+", b"\x16\x03\x03", GREETING])
 def test_what_comes_before_the_handshake_ends_it(injected: bytes) -> None:
     """Or somebody on the way could have us take his words for the server's (CVE-2011-0411)."""

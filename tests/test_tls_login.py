@@ -163,6 +163,16 @@ def test_a_server_that_requires_it_tells_who_comes_without(
             assert client.end() == 0
 
 
+def test_a_server_may_have_any_name(net: Internet, good: Certificate) -> None:
+    net.client.run(["sh", "-c", f"echo {SERVER4} None >>/etc/hosts"])
+    refusal = "the server's certificate is refused: Hostname mismatch, certificate is not valid for"
+    with serve(net):
+        net.client.write("/usr/local/etc/dtcpc.auth", "None:itojun:secret\n")
+        with Program(net.client, "dtcpc", "-u", "itojun", "--tls", "None") as client:
+            client.wait_for(f"{refusal} 'None'")
+            assert client.status() == NOT_ALLOWED
+
+
 # --- with any other -----------------------------------------------------------------------------
 
 GREETING = f"+OK {'0' * 32} dtcps 9.9 tunnel server"
@@ -205,6 +215,11 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
             [*OFFER, ["say", "-ERR invalid command\r\n"], ["silent"]],
             NOT_ALLOWED,
             "the server refuses TLS: invalid command",
+        ),
+        "busy": Case(
+            [*OFFER, ["say", "-ERR server is going down\r\n"], ["silent"]],
+            TRY_AGAIN,
+            "the server refuses: server is going down",
         ),
         "wrong name": refused(
             other, f"Hostname mismatch, certificate is not valid for '{SERVER_NAME}'"
@@ -261,7 +276,7 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
 
 
 NAMES = (
-    "no offer", "no", "wrong name", "expired", "not yet valid", "self-signed",
+    "no offer", "no", "busy", "wrong name", "expired", "not yet valid", "self-signed",
     "not the pinned one", "injected", "garbage", "no greeting behind it",
     "an end behind the handshake", "an end before the handshake", "an end in the handshake",
     "a reset in the handshake", "no reply", "no handshake", "a part of a handshake", "no greeting",

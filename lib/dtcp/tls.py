@@ -18,7 +18,6 @@ import ssl
 
 from dtcp.errors import Error
 
-DAY = 86400.0  # seconds
 # Files of a directory of certificates, as openssl-rehash(1) names them; others are not looked at.
 _HASHED = r"[0-9a-f]{8}\.[0-9]+"
 

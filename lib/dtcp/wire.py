@@ -352,7 +352,11 @@ class Client:
             return None
         if self._state == "stls":
             if not reply.ok:
-                return self._over(Insecure(f"the server refuses TLS: {visible(reply.text)}"))
+                # It may say what it would have said to anybody, such as that it is going down.
+                refused = Refused(visible(reply.text), at_greeting=False)
+                if refused.temporary:
+                    return self._over(refused)
+                return self._over(Insecure(f"the server refuses TLS: {refused.text}"))
             if self._lines.first_byte() is not None:
                 raise ProtocolError("unexpected data before the TLS handshake")
             return self._over(StartTls())

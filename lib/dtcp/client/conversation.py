@@ -70,8 +70,8 @@ class Login(NamedTuple):
     announced: int | None  # what the server is told of it
     verbose: bool  # trace what keeps the conversation alive, too
     passing: bool  # through the tunnel of the last login
-    # Insist on it, with a certificate for this name, or with this fingerprint.
-    tls: str | None = None
+    # Insist on it, with a certificate for this name, or with this fingerprint; or nothing.
+    tls: str = ""
 
     @classmethod
     def of(cls, options: argparse.Namespace, server: IPv4Address, *, passing: bool) -> Login:
@@ -87,7 +87,7 @@ class Login(NamedTuple):
             verbose=options.debug,
             passing=passing,
             # A name may end in a dot, and those in certificates do not.
-            tls=(options.tls_fingerprint or options.server.rstrip(".")) if options.tls else None,
+            tls=(options.tls_fingerprint or options.server.rstrip(".")) if options.tls else "",
         )
 
 
@@ -99,13 +99,9 @@ def _port(word: str) -> int | None:
     return None if word == "None" else int(word)
 
 
-def _word(word: str) -> str | None:
-    return None if word == "None" else word
-
-
 # How each of its words is read.
 _READ: tuple[Callable[[str], Any], ...]
-_READ = (IPv4Address, int, str, str, _flag, _port, _port, _flag, _flag, _word)
+_READ = (IPv4Address, int, str, str, _flag, _port, _port, _flag, _flag, str)
 
 
 def run(client: socket.socket, account: tuple[int, int] | None, trust: str = "") -> NoReturn:
@@ -264,7 +260,7 @@ class _Conversations:
         """Begin to connect."""
         while len(self._endings) + (self._kept is not None) > 1:
             self._endings.pop(0).close()
-        if self._wanted.tls is not None and self._context is None:
+        if self._wanted.tls and self._context is None:
             self._over("insecure", "this Python has no TLS, on which --tls insists")
             return
         self._unsent, self._tls = b"", None
@@ -292,7 +288,7 @@ class _Conversations:
             self._own = IPv4Address(server.getsockname()[0])
             self._tell("connected", str(self._own))
             self._begun = now
-            self._dtcp = self._conversation(tls=self._wanted.tls is not None)
+            self._dtcp = self._conversation(tls=bool(self._wanted.tls))
 
     def _conversation(self, *, tls: bool) -> wire.Client:
         asked = self._wanted
@@ -355,8 +351,11 @@ class _Conversations:
                 self._tell("secured", self._tls.protocol, self._tls.cipher, str(until))
         except tls.Untrusted as error:
             return [wire.Insecure(str(error))]
-        except (tls.TlsError, ValueError) as error:
+        except tls.TlsError as error:
             raise wire.ProtocolError(str(error)) from None
+        except ValueError as error:  # a pinned one counts whatever it says, if it can be read
+            reason = f"the TLS handshake has failed: the certificate makes no sense: {error}"
+            raise wire.ProtocolError(reason) from None
         if self._tls.closed and not self._tls.done:
             return [Lost("no answer: the TLS handshake was closed by the server")]
         events = self._dtcp.receive(data, now) if data else []
@@ -367,7 +366,6 @@ class _Conversations:
         from dtcp.tls import Tls
 
         assert self._context is not None
-        assert self._wanted.tls is not None
         trusted = self._wanted.tls
         if ":" in trusted:
             self._tls = Tls(self._context, pinned=trusted)

@@ -406,7 +406,7 @@ class Speaker:
 
 def _security(text: str) -> str:
     """What is told of TLS, for people.  Raises ValueError."""
-    found = re.fullmatch(r"(\S+) (\S+) ([0-9]{1,12})", text)
+    found = re.fullmatch(r"(\S+) (\S+) (-?[0-9]{1,12})", text)
     if not found:
         raise ValueError(f"{text!a} says nothing of TLS")
     days = math.floor((int(found[3]) - time.time()) / DAY)
