@@ -23,11 +23,11 @@ Of these only the last three and "late" do what the command was to do, or may.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sys
 import time
 
+from . import as_json
 from .process import SIGKILL
 
 TYPE_CHECKING = False  # see record.py
@@ -55,7 +55,7 @@ def due(command: str, arguments: list[str]) -> dict[str, Any] | None:
     watches = arguments[-1:] == ["monitor"]
     with os.fdopen(descriptor, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        rules = json.load(file)
+        rules = as_json.loads(file.read())
         fit = [
             rule
             for rule in rules
@@ -67,7 +67,7 @@ def due(command: str, arguments: list[str]) -> dict[str, Any] | None:
             rule["nth"] = rule.get("nth", 1) - 1
         file.seek(0)
         file.truncate()
-        json.dump(rules, file)
+        file.write(as_json.dumps(rules))
     return next((rule for rule in fit if rule["nth"] == 0), None)
 
 

@@ -7,7 +7,6 @@ peer are known.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Address, ip_address, ip_network
@@ -35,6 +34,7 @@ from .model import (
     Refused,
 )
 
+HEX = "0123456789abcdefABCDEF"
 GIF_MTU = range(1280, 8193)
 ETHER_MTU = range(72, 65536)
 NAME_MAX, DESCRIPTION_MAX = 15, 1023
@@ -249,12 +249,16 @@ class Command:
             fail(f"SIOCSIFPHYADDR{'_IN6' if self.family == INET6 else ''}: {no}")
 
     def resolve(self, word: str) -> str:
-        if re.fullmatch(r"fe80:[0-9a-f:]*%\w+", word):
-            return word
+        address, percent, _ = word.partition("%")
         try:
-            return str(ip_address(word))
+            if not percent:
+                return str(ip_address(word))
+            if ip_address(address).is_link_local:
+                return word
         except ValueError:
-            import socket  # takes long, and is seldom needed
+            pass
+        import socket  # takes long, and is seldom needed
+
         try:
             return str(socket.getaddrinfo(word, None, type=socket.SOCK_DGRAM)[0][4][0])
         except OSError:
@@ -295,10 +299,11 @@ class Command:
         self.set_ether(self.next("ether"))
 
     def set_ether(self, word: str) -> None:
-        if not re.fullmatch(r"(?i)([0-9a-f]{1,2}:){5}[0-9a-f]{1,2}", word):
+        octets = word.split(":")
+        if len(octets) != 6 or not all(0 < len(o) < 3 and not o.strip(HEX) for o in octets):
             raise Wrong(f"{word}: bad value")
         self.it.hwaddr = self.it.hwaddr or self.it.ether
-        self.it.ether = ":".join(f"{int(octet, 16):02x}" for octet in word.split(":"))
+        self.it.ether = ":".join(f"{int(octet, 16):02x}" for octet in octets)
 
     def nd6(self, word: str) -> None:
         if not self.allowed:
@@ -333,9 +338,9 @@ class Command:
 
     def parse_prefixlen(self, word: str) -> int:
         """strtol(3): what is no number is 0, and what follows a number is nothing."""
-        match = re.match(r"-?\d+", word)
-        bits = int(match.group()) if match else 0
-        if not 0 <= bits <= BITS[self.family]:
+        number = word.removeprefix("-")
+        bits = int(number[: len(number) - len(number.lstrip("0123456789"))] or 0)
+        if (bits and number != word) or bits > BITS[self.family]:
             raise Wrong(f"{word}: bad value")
         if self.family == INET6 and not bits and not self.host.netlink:
             return BITS[INET6]

@@ -6,11 +6,10 @@ command the difference between model and namespace is computed anew and done, in
 
 from __future__ import annotations
 
-import json
 import os
 from ipaddress import IPv6Address, ip_address
 
-from . import addresses, links, process, relay, store
+from . import addresses, as_json, links, process, relay, store
 from .model import ACCEPT_RTADV, INET, INET6, NO_DAD, Address, Host, Interface, Route
 
 OURS = "41"  # the protocol number which our routes carry; nobody else's
@@ -43,18 +42,25 @@ def linux_name(name: str) -> str:
     return "lo" if name == "lo0" else name
 
 
+def look() -> tuple[dict[str, Shown], list[Shown]]:
+    """The links with their addresses, by their FreeBSD name, and the routes of both families."""
+    output, _ = ip("-j", "-batch", "-", batch="addr show\nroute show table all\n")
+    links, routes = output.splitlines()
+    return by_name(as_json.loads(links)), as_json.loads(routes)
+
+
 def all_links() -> dict[str, Shown]:
     """With their addresses, by their FreeBSD name."""
-    return {"lo0" if a["ifname"] == "lo" else a["ifname"]: a for a in listed("addr", "show")}
+    return by_name(listed("addr", "show"))
 
 
-def all_routes(family: str) -> list[Shown]:
-    return listed("-6" if family == INET6 else "-4", "route", "show", "table", "all")
+def by_name(links: list[Shown]) -> dict[str, Shown]:
+    return {"lo0" if a["ifname"] == "lo" else a["ifname"]: a for a in links if a}
 
 
 def listed(*arguments: str) -> list[Shown]:
     output, _ = ip("-j", *arguments)
-    return [entry for entry in json.loads(output or "[]") if entry]
+    return [entry for entry in as_json.loads(output or "[]") if entry]
 
 
 # --- seeing ---------------------------------------------------------------------------------
@@ -125,20 +131,22 @@ def project(host: Host) -> None:
         switch_ipv6(host, interface)
     write("/proc/sys/net/ipv6/conf/all/forwarding", forwards(host))
     write("/proc/sys/net/ipv4/ip_forward", host.sysctl.get("net.inet.ip.forwarding", 0))
-    seen = all_links()
+    seen, routes = look()
     steps: list[str] = []
     for interface in host.interfaces.values():
         steps += link_steps(interface, seen[interface.name])
     if steps:
         run(steps)
-        seen, steps = all_links(), []  # a link that goes down takes much along
+        seen, routes = look()  # a link that goes down takes much along
+    steps = []
     for interface in host.interfaces.values():
         steps += address_steps(interface, seen[interface.name])
     if steps:
         # And so does an address: what shall go goes first, then we see what is left.
-        gone = [s for s in all_route_steps(host) if s.startswith("route del")]
+        gone = [s for s in route_steps(host, routes) if s.startswith("route del")]
         run(gone + steps)
-    run(all_route_steps(host))
+        _, routes = look()
+    run(route_steps(host, routes))
     if host.fibs > 1:
         follow_fibs(host)
     relay.sync(host)  # a relay needs its source address
@@ -221,14 +229,9 @@ def address_steps(interface: Interface, seen: Shown) -> list[str]:
     return steps
 
 
-def all_route_steps(host: Host) -> list[str]:
-    families = (INET, INET6)
-    return [s for family in families for s in route_steps(host, family, all_routes(family))]
-
-
-def route_steps(host: Host, family: str, seen: list[Shown]) -> list[str]:
-    wanted = wanted_routes(host, family)
-    present = {where(shown, family): target(shown) for shown in seen if is_ours(shown)}
+def route_steps(host: Host, seen: list[Shown]) -> list[str]:
+    wanted = wanted_routes(host)
+    present = {where(shown): target(shown) for shown in seen if is_ours(shown)}
     steps = []
     for (table, destination), (kind, _, _) in present.items():
         if (table, destination) not in wanted:
@@ -248,12 +251,13 @@ def is_ours(shown: Shown) -> bool:
     return str(shown.get("protocol")) == OURS
 
 
-def where(shown: Shown, family: str) -> tuple[int, str]:
+def where(shown: Shown) -> tuple[int, str]:
     table = shown.get("table", "main")
-    default = "::/0" if family == INET6 else "0.0.0.0/0"
+    is_ipv6 = "pref" in shown  # RFC 4191, section 2.1
+    default = "::/0" if is_ipv6 else "0.0.0.0/0"
     destination = default if shown["dst"] == "default" else shown["dst"]
     if "/" not in destination:
-        destination += "/128" if family == INET6 else "/32"
+        destination += "/128" if is_ipv6 else "/32"
     return MAIN if table == "main" else int(table), destination
 
 
@@ -264,11 +268,11 @@ def target(shown: Shown) -> Target:
     return kind, size, tuple(sorted(hops)) if kind == "unicast" else ()
 
 
-def wanted_routes(host: Host, family: str) -> dict[tuple[int, str], Target]:
+def wanted_routes(host: Host) -> dict[tuple[int, str], Target]:
     wanted: dict[tuple[int, str], Target] = {}
     for route in host.routes:
         # Linux has its own ways to its own addresses, and to the neighbours on each link.
-        if route.family != family or route.is_own or route.is_scoped or route.learned:
+        if route.is_own or route.is_scoped or route.learned:
             continue
         table = FIRST_FIB_TABLE + route.fib if route.fib else MAIN
         place = (table, f"{route.destination}/{route.prefixlen}")

@@ -5,9 +5,7 @@ Kept between two commands in /run/freebsd/netgraph.json, beside the model.
 
 from __future__ import annotations
 
-import json
-
-from . import ksocket, links, linux, relay, store
+from . import as_json, ksocket, links, linux, relay, store
 from .model import EEXIST, EINVAL, EPERM, Host, Interface, Refused, naturals
 from .record import dataclass, field
 
@@ -37,7 +35,7 @@ class Graph:
         self.nodes: dict[int, Node] = {}
         self.last = 0
         try:
-            kept = json.loads(store.read("netgraph.json"))
+            kept = as_json.loads(store.read("netgraph.json"))
         except FileNotFoundError:
             return
         self.last = kept["last"]
@@ -51,7 +49,7 @@ class Graph:
 
     def save(self) -> None:
         kept = {"last": self.last, "nodes": [vars(node) for node in self.nodes.values()]}
-        store.write("netgraph.json", json.dumps(kept))
+        store.write("netgraph.json", as_json.dumps(kept))
 
     def make(self, kind: str, name: str = "") -> Node:
         self.last += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getopt
 import os
-import re
 import sys
 from ipaddress import IPv6Address, ip_address, ip_network
 
@@ -229,7 +228,7 @@ class Command:
     def is_garbled(self) -> bool:
         """A prefix length that is no number: "done", says route(8), and nothing is (03)."""
         bits = self.positional[0].partition("/")[2]
-        return bool(bits) and not re.match(r"\d", bits)
+        return bool(bits) and not bits[:1].isdecimal()
 
     def failed(self, said: str, reason: str) -> int:
         denied = reason == EPERM and not self.host.netlink

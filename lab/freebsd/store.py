@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 
+from . import as_json
 from .model import Address, Host, Interface, Route
 
 HERE = "/run/freebsd"
@@ -63,7 +63,7 @@ def word(name: str, otherwise: str) -> str:
 def load() -> Host:
     host = Host(word("release", "15.1"), word("jail", ""), word("lacks", "").split())
     try:
-        kept = json.loads(read("state.json"))
+        kept = as_json.loads(read("state.json"))
     except FileNotFoundError:
         # As if hashed from the host's name and uuid.
         host.hostid = word("hostid", os.urandom(8).hex(":", 2))
@@ -93,7 +93,7 @@ def save(host: Host) -> None:
         for address in interface.addresses:
             address.state = ""
     host.routes = [r for r in host.routes if not r.learned]
-    write("state.json", json.dumps(vars(host), default=vars))
+    write("state.json", as_json.dumps(vars(host)))
 
 
 def note_refusal(text: str) -> None:
