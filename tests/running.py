@@ -220,6 +220,10 @@ def wait_until(what: str, true: object, limit: float = LIMIT) -> None:
     """Wait until the function `true` says so."""
     assert callable(true)
     end = time.monotonic() + limit * SLOW
+    begun = time.monotonic()
     while not true():
-        assert time.monotonic() < end, f"waited in vain for: {what}"
-        time.sleep(0.02)
+        now = time.monotonic()
+        assert now < end, f"waited in vain for: {what}"
+        # To look takes time from those who are waited for, above all if commands do it.
+        time.sleep(max(0.02, now - begun))
+        begun = time.monotonic()
