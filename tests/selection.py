@@ -59,8 +59,10 @@ def choose(items: Iterable[pytest.Item], number: int, *, lab_is_proven: bool) ->
     for each in _groups(items, _without_parameters).values():
         marker = each[0].get_closest_marker("turns")
         if marker is not None:
+            rows = list(dict.fromkeys(map(_without_release, each)))
             parts = marker.args[0]
-            out |= {x.nodeid for place, x in enumerate(each) if not is_due(place, parts, number)}
+            taken = {row for place, row in enumerate(rows) if is_due(place, parts, number)}
+            out |= {item.nodeid for item in each if _without_release(item) not in taken}
     return [item for item in items if item.nodeid not in out]
 
 

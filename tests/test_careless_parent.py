@@ -57,6 +57,7 @@ PARENTS = {
 
 
 @pytest.mark.hazard(32)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("script", PARENTS.values(), ids=PARENTS)
 def test_a_careless_parent_changes_nothing(net: Internet, script: str) -> None:
     before = net.client.snapshot()
@@ -259,6 +260,7 @@ PLACES = {
 
 
 @pytest.mark.hazard(29)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(("script", "path", "why"), PLACES.values(), ids=PLACES)
 def test_a_pid_file_that_cannot_be_had_is_named_before_anything_is_sent(
     net: Internet, script: str, path: str, why: str

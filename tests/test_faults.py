@@ -68,6 +68,7 @@ MESSAGE = "something went wrong, as the lab was told"
 
 @pytest.mark.smoke
 @pytest.mark.hazard(19, 21, "K6", "K7")
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("words", "strikes", "kind", "command", "why"),
     [

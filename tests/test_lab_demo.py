@@ -13,6 +13,7 @@ from tests.running import ROOT
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("enclosed")]
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("kind", demo.TYPES)
 def test_everything_shown_holds(kind: str, release: str, capfd: pytest.CaptureFixture[str]) -> None:
     status = demo.main(kind, release)

@@ -50,6 +50,7 @@ def put_back(client: Program, since: int) -> str:
 
 
 @pytest.mark.hazard(48)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_lost_is_put_back(net: Internet, loss: str) -> None:
     with serve(net):
@@ -77,6 +78,7 @@ LAN = ("-t", "network", "-P", "em1/1/::1")
 
 
 @pytest.mark.hazard(48)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     "loss",
     [
@@ -127,6 +129,7 @@ def test_a_lan_interface_that_goes_does_not_take_the_tunnel_along(
 
 
 @pytest.mark.hazard(49)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("words", [["description", "mine"], ["-description"], ["-group", "dtcp"]])
 def test_a_running_process_knows_its_interface_whatever_it_is_called(
     net: Internet, words: list[str]

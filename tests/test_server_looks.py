@@ -76,6 +76,7 @@ def is_as_it_was(net: Internet, before: Snapshot, server: Program) -> bool:
 
 
 @pytest.mark.hazard(72)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_lost_is_made_whole_and_the_client_stays(net: Internet, loss: str) -> None:
     kind, command, what = LOSSES[loss]
@@ -195,6 +196,7 @@ OVER_UDP = {
 
 
 @pytest.mark.hazard(72)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("loss", OVER_UDP)
 def test_over_udp_as_well(net: Internet, loss: str) -> None:
     command, what = OVER_UDP[loss]
@@ -230,6 +232,7 @@ def test_who_cannot_have_it_back_is_sent_away_and_logs_in_again(net: Internet) -
 
 
 @pytest.mark.hazard(49)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     "words",
     [

@@ -51,6 +51,7 @@ def _index(net: Internet, name: str = "gif0") -> str:
 
 
 @pytest.mark.dialects
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL])
 @pytest.mark.parametrize("kind", ["host", "network"])
 def test_who_comes_back_finds_everything_as_it_was(net: Internet, number: int, kind: str) -> None:
@@ -149,6 +150,7 @@ def test_what_was_half_made_is_removed_at_the_start(net: Internet) -> None:
         assert server.end() == 0
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -53,6 +53,7 @@ def counting(net: Internet, *words: str) -> Program:
 
 @pytest.mark.lab
 @pytest.mark.dialects
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("words", [(), ("-o",), ("-U",), ("-F", "1")])
 def test_nothing_looks_at_everything(net: Internet, words: tuple[str, ...]) -> None:
     """Not at the start, nor for --status, metrics, a reload, an end, or who comes back."""

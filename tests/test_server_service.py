@@ -192,6 +192,7 @@ def test_a_reload_touches_only_whom_it_concerns(net: Internet) -> None:
 # --- users ------------------------------------------------------------------------------------
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("words", "why"),
     [

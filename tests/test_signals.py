@@ -100,6 +100,7 @@ STATES: dict[str, Callable[[Internet], AbstractContextManager[Program]]] = {
 
 
 @pytest.mark.hazard(25)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("state", "release"),
     [(state, ("15.1", "13.2")[number % 2]) for number, state in enumerate(STATES)],
@@ -167,6 +168,7 @@ def test_in_every_step(net: Internet, figure: Figure, rows: Rows) -> None:
 
 
 @pytest.mark.smoke
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("release", ["13.2"], indirect=True)
 def test_in_a_take_down_that_hangs(net: Internet, number: signal.Signals) -> None:

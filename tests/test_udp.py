@@ -73,6 +73,7 @@ def test_bare_ipv6_packets_in_udp(
         assert difference(server_before, net.server.snapshot()) == []
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("jail", ["", "vnet"])
 @pytest.mark.parametrize("lacks", ["ng_socket", "ng_iface", "ng_ksocket"])
 def test_a_kernel_without_netgraph_is_told_with_the_remedy(
