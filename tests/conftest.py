@@ -60,6 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reasons = {item: reason for item in items if (reason := left_out.why(item))}
         config.stash[LEFT_OUT] = list(reasons.values())
         _keep(config, items, [item for item in items if item not in reasons])
+    # They mostly wait: one after the other while the rest runs, instead of at the end.
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:

@@ -398,6 +398,7 @@ def kame(net: Internet) -> Iterator[Program]:
         assert "a thread died" not in server.lines
 
 
+@pytest.mark.long
 @pytest.mark.lab
 @pytest.mark.hazard(54)
 def test_no_login_overtakes_kames_cleaning_up(net: Internet, kame: Program) -> None:
@@ -437,6 +438,7 @@ def test_nor_after_the_client_was_killed(net: Internet, kame: Program) -> None:
     wait_until("cleaned up", lambda: sum("cleaned up" in line for line in kame.lines) == 2)
 
 
+@pytest.mark.long
 @pytest.mark.lab
 @pytest.mark.hazard(54)
 @pytest.mark.parametrize("tunnel_type", ["host", "tunnelonly"])

@@ -146,6 +146,7 @@ def test_a_first_look_that_hangs_is_tried_again(net: Internet, words: tuple[str,
         assert client.end() == 0
 
 
+@pytest.mark.long
 def test_what_news_has_caused_is_looked_at_again(net: Internet) -> None:
     """FreeBSD tells that an address goes before it has gone: one look at once is too early."""
     with serve(net), login(net.client, "-t", "host") as client:

@@ -46,6 +46,7 @@ def test_packets_pass(net: Internet, words: tuple[str, ...]) -> None:
         assert client.end() == 0
 
 
+@pytest.mark.long
 @pytest.mark.hazard(54)
 def test_protocol_41_is_blocked_on_the_way(net: Internet) -> None:
     with serve(net):
@@ -120,6 +121,7 @@ def test_an_answer_that_was_guessed_does_not_count(enclosed: None) -> None:
                 assert echo.answered() == []
 
 
+@pytest.mark.long
 @pytest.mark.hazard(54)
 def test_silence_is_a_loss_and_a_new_login_heals_it(net: Internet) -> None:
     """Over UDP, where it is noticed soonest."""

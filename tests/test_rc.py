@@ -460,6 +460,7 @@ def test_a_tunnel_from_start_to_stop(net: Internet, client: Service) -> None:
     assert client.does("faststop") == ""
 
 
+@pytest.mark.long
 @pytest.mark.lab
 def test_the_tunnel_of_rc_conf_is_tested(net: Internet, client: Service) -> None:
     """Before it is started, and while it runs; what is wrong in rc.conf is said as at a start."""

@@ -324,6 +324,7 @@ def test_what_cannot_be_meant_is_said_before_the_first_stage(net: Internet) -> N
 # --- the packets ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.lab
 @pytest.mark.hazard(54)
 def test_packets_that_do_not_leave(net: Internet) -> None:
@@ -337,6 +338,7 @@ def test_packets_that_do_not_leave(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.long
 @pytest.mark.lab
 @pytest.mark.hazard(54)
 def test_packets_that_do_not_come_back(net: Internet, same: Callable[[], None]) -> None:
@@ -368,6 +370,7 @@ def test_packets_that_do_not_come_back(net: Internet, same: Callable[[], None]) 
         net.router.run(machine.accept_all())
 
 
+@pytest.mark.long
 @pytest.mark.lab
 @pytest.mark.hazard(54)
 def test_the_other_transport_is_tried_where_that_is_asked_for(

@@ -170,6 +170,7 @@ def test_instances_side_by_side_and_one_too_many(net: Internet) -> None:
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.long
 def test_through_a_nat_that_forgets_quickly(release: str, enclosed: None) -> None:
     with Internet(release, nat=True) as net, _serve(net, "-U") as server:
         net.nat.run(machine.nat_forgets(25))
@@ -343,6 +344,7 @@ def test_behind_a_nat_another_server_hears_the_client_anew(net_with_nat: Interne
             again.wait_for("itojun: down")
 
 
+@pytest.mark.long
 @pytest.mark.hazard(70)
 def test_when_the_nat_moves_the_tunnel_follows(net_with_nat: Internet) -> None:
     """By a new login, once the client has noticed the silence."""
