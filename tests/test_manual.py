@@ -351,6 +351,8 @@ _RAISED = {
     "ArgumentTypeError",
     "Invalid",
     "TlsError",
+    "Untrusted",
+    "Insecure",
 }
 _CALLED = {
     "notice",
@@ -440,7 +442,7 @@ SERVER = [
         (
             "dtcps.8",
             ("dtcps", *_library("daemon", "tls"), *SERVER),
-            ("put", "_give", "delete", "prometheus", "verify", "check_copy"),
+            ("put", "_give", "delete", "prometheus", "verify", "check_copy", "_untrusted"),
         ),
         ("dtcps.conf.5", ("lib/dtcp/server/settings", "lib/dtcp/server/pools"), ()),
     ],

@@ -677,6 +677,18 @@ def test_each_remedy_is_for_a_message_that_there_is() -> None:
                 assert re.search(part, text), (stage, part)
 
 
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("the server refuses: server is going down", "that passes"),
+        ("unexpected data before the TLS handshake", "somebody on the way"),
+    ],
+)
+def test_an_answer_to_stls_has_its_remedy(said: str, advice: str) -> None:
+    options = argparse.Namespace(server=SERVER, port=1, user="u", type="host", auth_file="f")
+    assert remedy(options, "TLS", Error(f"{SERVER}: {said}")).startswith(advice)
+
+
 def test_a_python_without_tls_is_no_matter_of_the_network() -> None:
     """That is found out before the connection."""
     options = argparse.Namespace(server=SERVER, port=1, user="u", type="host", auth_file="f")

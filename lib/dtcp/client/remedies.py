@@ -8,6 +8,8 @@ import re
 from dtcp.errors import TRY_AGAIN, Error
 from dtcp.grant import BehindNat
 
+_PASSES = ("sold out|busy|going down|internal", "that passes: try again in a few minutes")
+
 # For each stage patterns of what may have been said, in the order in which they are tried; and the
 # remedy, with what of the command line belongs in it.
 _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -57,6 +59,11 @@ _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         ("refuses TLS", "the log of the server says why; or somebody on the way answers for it"),
         (
+            "unexpected data",
+            "somebody on the way puts in words of his own; nothing was said to him",
+        ),
+        _PASSES,
+        (
             "no answer|closed|broke|makes no sense|has failed",
             "what is in front of the server may not let TLS through, or something else answers",
         ),
@@ -78,7 +85,7 @@ _REMEDIES: dict[str, tuple[tuple[str, str], ...]] = {
             " out -U",
         ),
         ("makes no sense", "nothing of it was used: tell the server's administrator"),
-        ("sold out|busy|going down|internal", "that passes: try again in a few minutes"),
+        _PASSES,
         ("use -U", "only one user at an address can have protocol 41; the others take -U -n"),
         ("refuses", "ask the server's administrator"),
     ),
