@@ -64,6 +64,7 @@ def test_a_lan_host_gets_an_address_and_reaches_the_world(net: Internet) -> None
         assert difference(before, net.client.snapshot()) == []
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("spec", "address"),
     [

@@ -915,6 +915,7 @@ def test_a_reload_says_whether_the_file_was_taken(net: Internet, dtcps: Service)
 
 
 @pytest.mark.lab
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

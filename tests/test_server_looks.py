@@ -128,6 +128,7 @@ def test_what_is_handed_over_is_looked_at(net: Internet, loss: str) -> None:
 
 
 @pytest.mark.hazard(72)
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("loss", ["down", "route", "interface"])
 def test_what_a_server_before_has_left_is_looked_at_when_its_client_comes(
     net: Internet, loss: str

@@ -388,6 +388,7 @@ def test_the_other_transport_is_tried_where_that_is_asked_for(
 
 
 @pytest.mark.lab
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("words", "wrapped", "remedy"),
     [

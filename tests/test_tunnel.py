@@ -32,6 +32,7 @@ INSIDE = "2001:db8:3c3::1"  # an address of the delegated prefix
 
 @pytest.mark.dialects
 @pytest.mark.smoke
+@pytest.mark.turns(3)
 @pytest.mark.parametrize(
     ("tunnel_type", "words", "source"),
     [
