@@ -242,7 +242,7 @@ SHIMS = {
             fi
         done""",
 }
-SHORT = 'exec /bin/sleep "$(awk "BEGIN { print $1 / 10 }")"'
+SHORT = 'exec /bin/sleep "$(awk "BEGIN { print $1 / 5 }")"'
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def machine(etc: Path, far: Host, release: str) -> Iterator[Host]:
     host.write("/run/freebsd/hostid", HOSTIDS[release], 0o644)
     host.write("/run/freebsd/ksocket-steadfast", "", 0o644)
     host.write("/run/freebsd/rtsol-seconds", "0.3", 0o644)
-    host.write("/run/freebsd/rtadvd-seconds", "0.3", 0o644)
+    host.write("/run/freebsd/rtadvd-seconds", "0.6", 0o644)
     # Duplicate address detection is part of what was recorded.
     host.run(["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/accept_dad"])
     ends = (

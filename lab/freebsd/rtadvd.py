@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from . import ndp, rtadvd_conf, store
 from .advertiser import Advertiser
+from .model import Host
 
 CONF, PID_FILE = "/etc/rtadvd.conf", "/var/run/rtadvd.pid"
 CONTROL_SOCKET = "/var/run/rtadvd.sock"
@@ -45,12 +46,13 @@ def main(arguments: list[str]) -> int:
     held = open_pid_file(pid_file)
     if held is None:
         return 1
+    host = store.load()
     store.unlock()
     if "-f" in options or detach():
         files = [pid_file, options.get("-C", CONTROL_SOCKET)]
         daemon = Daemon(files, options.get("-c", CONF), follows="-s" not in options)
         os.write(held, str(os.getpid()).encode())
-        daemon.run(names)
+        daemon.run(names, host)
     return 0
 
 
@@ -101,9 +103,11 @@ class Daemon:
             signal.signal(number, lambda *_: self.end(at_once=True))
         signal.signal(signal.SIGHUP, lambda *_: self.reload())
 
-    def run(self, names: list[str]) -> None:
+    def run(self, names: list[str], host: Host) -> None:
+        """Serve these interfaces of a host as it was when the command began."""
         for name in names:
             self.serve(name)
+            self.served[name].look(host)
         while not self.ends or self.farewells:
             readable = select.select([self.sock, self.control], [], [], LOOK)[0]
             self.look()
