@@ -109,6 +109,16 @@ def _umask() -> Iterator[None]:
     os.umask(before)
 
 
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """So it is with these: dtcpc ignores SIGINT in the end, and so would all that we start."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+
+
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> trust.Figure:
     """`figure(promise, what, value)`: what this test shows, for docs/trust.md."""
