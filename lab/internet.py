@@ -126,8 +126,7 @@ class Internet:
             # no_dad: do not wait a second for that address in every test.
             self.server: """
                 ifconfig em0 inet 192.0.2.1/24 up
-                ifconfig em1 inet6 no_dad
-                ifconfig em1 inet6 2001:db8:0:ff::1 prefixlen 64 up
+                ifconfig em1 inet6 2001:db8:0:ff::1 prefixlen 64 no_dad up
                 route -n add default 192.0.2.254
                 sysctl net.inet6.ip6.forwarding=1
                 """,

@@ -39,13 +39,18 @@ RELEASES: tuple[str, ...] = ("15.1", "13.2")
 _ANCHOR = """
 set -e
 echo "$1" >/proc/sys/kernel/hostname
-for file in hosts nsswitch.conf resolv.conf; do
-    if [ -e "/etc/$file" ]; then mount --bind "$2/$file" "/etc/$file"; fi
-done
-mount -t tmpfs -o mode=755 tmpfs /run
-if [ ! -L /var/run ]; then mount --bind /run /var/run; fi
-mount -t tmpfs -o mode=755 tmpfs /usr/local/etc
-mount -t tmpfs -o mode=755 tmpfs /var/db
+{
+    for file in hosts nsswitch.conf resolv.conf; do
+        if [ -e "/etc/$file" ]; then echo "$2/$file /etc/$file none bind"; fi
+    done
+    echo "$1 /run tmpfs mode=755"
+    if [ ! -L /var/run ]; then echo "/run /var/run none bind"; fi
+    echo "$1 /usr/local/etc tmpfs mode=755"
+    echo "$1 /var/db tmpfs mode=755"
+} >"$2/fstab"
+# mount(8) is run once because every test makes some hosts. What is mounted already, from the same
+# source, it leaves out: hence the names.
+mount -a -T "$2/fstab"
 # Known beginnings, whatever the machine has (IPv4 settings are inherited from it).
 echo 0 >/proc/sys/net/ipv4/ip_forward
 echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
