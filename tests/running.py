@@ -37,6 +37,10 @@ _LIMITS = {
 SERVER = "tunnel.example.org"
 PREFIX = "2001:db8:1::"  # of tunnels of type host: the first client gets ::6, the server ::5
 DELEGATED = "2001:db8:3c3::/48"
+_USERS = [
+    {"user": "itojun", "password": "secret", "prefixes": [DELEGATED]},
+    {"user": "jun", "password": "hidden"},
+]
 FAR = "2001:db8:0:ff::2"
 # What passes a tunnel, for tcpdump(1), without the 68 octets by which dtcpc sees that it does.
 TUNNELED = "ip proto 41 and ip[2:2] > 68"
@@ -162,7 +166,7 @@ def set_users(host: Host, users: str, routes: str = "") -> None:
 def serve(net: Internet, *words: str) -> Program:
     """A dtcps on the server, ready for clients; the client knows its password."""
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
-    set_users(net.server, "itojun:secret\njun:hidden\n", f"itojun {DELEGATED}\n")
+    dtcpauth(net.server, "import", "--replace", "json", "-", input=json.dumps(_USERS))
     server = Program(net.server, "dtcps", "-d", *words, PREFIX)
     server.wait_for("listening")
     return server

@@ -468,13 +468,6 @@ def test_long_lines_and_long_silence(net: Internet) -> None:
 # --- options ----------------------------------------------------------------------------------
 
 
-def _serve(net: Internet, *words: str) -> Program:
-    set_users(net.server, "itojun:secret\njun:hidden\n", "itojun 2001:db8:3c3::/48\n")
-    server = Program(net.server, "dtcps", "-d", *words, PREFIX)
-    server.wait_for("listening")
-    return server
-
-
 def test_without_cloning_it_uses_what_is_there_and_leaves_it_so(net: Internet) -> None:
     for name in ("gif3", "gif4", "gif5"):
         net.server.run(["ifconfig", name, "create"])
@@ -484,7 +477,7 @@ def test_without_cloning_it_uses_what_is_there_and_leaves_it_so(net: Internet) -
     net.server.run(["ifconfig", "gif3", "up"])  # somebody's
     before = net.server.snapshot()
     net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
-    with _serve(net, "-c", "-i", "gif[34]") as server:
+    with serve(net, "-c", "-i", "gif[34]") as server:
         with Talker(net, "itojun", "secret", "network") as talker:
             assert talker.answer.startswith("+OK")
             server.wait_for("itojun: up: gif4 to")
@@ -499,7 +492,7 @@ def test_without_cloning_it_uses_what_is_there_and_leaves_it_so(net: Internet) -
 
 
 def test_interfaces_are_kept_and_used_again(net: Internet) -> None:
-    with _serve(net, "-o") as server:
+    with serve(net, "-o") as server:
         for user, secret in (("itojun", "secret"), ("jun", "hidden"), ("itojun", "secret")):
             seen = len(server.lines)
             with Talker(net, user, secret, "host") as talker:
@@ -509,7 +502,7 @@ def test_interfaces_are_kept_and_used_again(net: Internet) -> None:
     assert net.server.run(["ifconfig", "-g", "dtcp"]).stdout == "gif0\n"
     assert not _tunnels(net)
     assert "UP" not in net.server.run(["ifconfig", "gif0"]).stdout.splitlines()[0]
-    with _serve(net, "-o") as server, Talker(net, "jun", "hidden", "host") as talker:
+    with serve(net, "-o") as server, Talker(net, "jun", "hidden", "host") as talker:
         assert talker.answer.startswith("+OK")
         server.wait_for("jun: up: gif0 to")
         assert server.end() == 0
@@ -518,7 +511,7 @@ def test_interfaces_are_kept_and_used_again(net: Internet) -> None:
 def test_the_lowest_interface(net: Internet) -> None:
     net.server.run(["ifconfig", "gif11", "create"])
     net.client.run(["ifconfig", "em0", "inet", "203.0.113.20/32", "alias"])
-    with _serve(net, "-i", "gif10") as server, Talker(net, "itojun", "secret", "host"):
+    with serve(net, "-i", "gif10") as server, Talker(net, "itojun", "secret", "host"):
         server.wait_for("itojun: up: gif10 to")
         net.server.run(["ifconfig", "gif12", "create"])  # behind the server's back
         with Talker(net, "jun", "hidden", "host", "203.0.113.20") as other:
@@ -528,7 +521,7 @@ def test_the_lowest_interface(net: Internet) -> None:
 
 
 def test_another_address_is_announced(net: Internet) -> None:
-    with _serve(net, "-g", "198.51.100.7") as server, Talker(net, "itojun", "secret", "host") as it:
+    with serve(net, "-g", "198.51.100.7") as server, Talker(net, "itojun", "secret", "host") as it:
         assert it.answer == "+OK 203.0.113.7 198.51.100.7 2001:db8:1::6 2001:db8:1::5"
         assert _tunnels(net) == ["192.0.2.1 --> 203.0.113.7"]
         assert server.end() == 0
@@ -537,7 +530,7 @@ def test_another_address_is_announced(net: Internet) -> None:
 @pytest.mark.parametrize("release", ["15.1"], indirect=True)
 def test_tunnels_in_a_fib(net: Internet) -> None:
     net.server.run(["sysctl", "net.fibs=2"])
-    with _serve(net, "-F", "1") as server, Talker(net, "itojun", "secret", "network") as talker:
+    with serve(net, "-F", "1") as server, Talker(net, "itojun", "secret", "network") as talker:
         assert talker.answer.startswith("+OK"), "\n".join(server.lines)
         assert "fib: 1" in net.server.run(["ifconfig", "gif0"]).stdout
         routes = net.server.run(["netstat", "-rn", "-f", "inet6", "-F", "1"]).stdout

@@ -16,7 +16,6 @@ from lab.internet import CLIENT4_BEHIND_NAT, SERVER4, Internet
 from lab.machine import machine
 from lab.snapshot import difference
 from tests.running import (
-    DELEGATED,
     FAR,
     PREFIX,
     ROOT,
@@ -26,20 +25,12 @@ from tests.running import (
     identity,
     login,
     ping,
-    set_users,
+    serve,
     wait_until,
 )
 from tests.test_ears import WRONG, packet
 
 pytestmark = pytest.mark.lab
-
-
-def _serve(net: Internet, *words: str) -> Program:
-    net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n")
-    set_users(net.server, "itojun:secret\njun:hidden\n", f"itojun {DELEGATED}\n")
-    server = Program(net.server, "dtcps", "-d", *words, PREFIX)
-    server.wait_for("listening")
-    return server
 
 
 @pytest.mark.dialects
@@ -51,7 +42,7 @@ def _serve(net: Internet, *words: str) -> Program:
 def test_bare_ipv6_packets_in_udp(
     net: Internet, words: tuple[str, ...], ports: tuple[int, int]
 ) -> None:
-    with _serve(net, "-U") as server:
+    with serve(net, "-U") as server:
         before, server_before = net.client.snapshot(), net.server.snapshot()
         with login(net.client, "-U", *words, "-t", "host") as client:
             client.wait_for(rf">> tunnel itojun \S+ host udp={ports[0]}")
@@ -81,7 +72,7 @@ def test_a_kernel_without_netgraph_is_told_with_the_remedy(
 ) -> None:
     net.client.write("/run/freebsd/jail", jail)
     net.client.write("/run/freebsd/lacks", lacks)
-    with _serve(net, "-U"):
+    with serve(net, "-U"):
         before = net.client.snapshot()
         with login(net.client, "-U", "-t", "host") as client:
             assert client.status() == 1
@@ -94,7 +85,7 @@ def test_a_kernel_without_netgraph_is_told_with_the_remedy(
 
 def test_a_delegated_prefix_and_a_default_route(net: Internet) -> None:
     inside = "2001:db8:3c3::1"
-    with _serve(net, "-U"):
+    with serve(net, "-U"):
         before = net.client.snapshot()
         with login(net.client, "-U", "-t", "network", "-A", inside, "-m", "1400") as client:
             client.wait_for("ng0: 203.0.113.7 --> 192.0.2.1, mtu 1400")
@@ -105,7 +96,7 @@ def test_a_delegated_prefix_and_a_default_route(net: Internet) -> None:
 
 
 def test_a_server_without_it_is_told_from_a_wrong_password(net: Internet) -> None:
-    with _serve(net):
+    with serve(net):
         before = net.client.snapshot()
         with login(net.client, "-U", "-t", "host") as client:
             assert client.status() == 77
@@ -130,7 +121,7 @@ def test_kames_server_is_told_from_a_wrong_password(net: Internet) -> None:
 
 def test_an_unreachable_that_disconnects_the_socket_is_mended(net: Internet) -> None:
     """ICMP port unreachable, from a firewall or a server that was away for a moment."""
-    with _serve(net, "-U"), login(net.client, "-U", "-t", "host") as client:
+    with serve(net, "-U"), login(net.client, "-U", "-t", "host") as client:
         client.wait_for("up after")
         wait_until("packets pass", lambda: ping(net.client))
         net.server.run(machine.refuse("udp", 4028, "unreachable"))
@@ -146,7 +137,7 @@ def test_instances_side_by_side_and_one_too_many(net: Internet) -> None:
     """With pid files and outer ends of their own, instances do not disturb each other."""
     net.client.write("/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n{SERVER}:jun:hidden\n")
     kame = ("kame", "--user", "jun", "--password", "hidden", "--port", "20201")
-    with _serve(net, "-U"), Program(net.server, "tests/servers", *kame) as other:
+    with serve(net, "-U"), Program(net.server, "tests/servers", *kame) as other:
         other.wait_for("^ready$")
         net.client.write(
             "/usr/local/etc/dtcpc.auth", f"{SERVER}:itojun:secret\n{SERVER}:jun:hidden\n"
@@ -172,7 +163,7 @@ def test_instances_side_by_side_and_one_too_many(net: Internet) -> None:
 
 @pytest.mark.long
 def test_through_a_nat_that_forgets_quickly(release: str, enclosed: None) -> None:
-    with Internet(release, nat=True) as net, _serve(net, "-U") as server:
+    with Internet(release, nat=True) as net, serve(net, "-U") as server:
         net.nat.run(machine.nat_forgets(25))
         before = net.client.snapshot()
         with login(net.client, "-U", "-n", "-t", "host") as client:
@@ -190,7 +181,7 @@ def test_through_a_nat_that_forgets_quickly(release: str, enclosed: None) -> Non
 
 def test_through_a_nat_with_a_forwarded_port(release: str, enclosed: None) -> None:
     """-B: the NAT forwards a port of its own to ours."""
-    with Internet(release, nat=True) as net, _serve(net, "-U"):
+    with Internet(release, nat=True) as net, serve(net, "-U"):
         net.nat.run(machine.nat_forwards(7777, CLIENT4_BEHIND_NAT, 4028))
         with login(net.client, "-U", "-n", "-B", "7777", "-t", "host") as client:
             client.wait_for("udp=7777")
@@ -237,7 +228,7 @@ def _keys(said: list[bytes]) -> set[bytes]:
 def test_strangers_behind_the_same_nat_take_no_tunnel(net_with_nat: Internet) -> None:
     """Out of the client's own address, before it can say a word; not with a key they saw once."""
     net = net_with_nat
-    with _serve(net, "-U") as server:
+    with serve(net, "-U") as server:
         words = ("-U", "-n", "-t", "host")
         with net.router.capture("eth0", "udp and dst port 4028") as capture:
             with login(net.client, *words) as client:
@@ -271,7 +262,7 @@ def test_strangers_behind_the_same_nat_take_no_tunnel(net_with_nat: Internet) ->
 def test_the_key_is_nowhere_but_in_the_packets(net: Internet) -> None:
     """In no trace, list of arguments, state, or store."""
     with (
-        _serve(net, "-U") as server,
+        serve(net, "-U") as server,
         net.router.capture("eth0", "udp and dst port 4028") as capture,
         login(net.client, "-U", "-t", "host") as client,
     ):
@@ -302,7 +293,7 @@ def test_the_key_is_nowhere_but_in_the_packets(net: Internet) -> None:
 def test_behind_a_nat_too_it_is_handed_over_as_it_was(net_with_nat: Internet) -> None:
     """Not a packet is lost at SIGHUP; a client that knows nothing of it is heard anew."""
     net = net_with_nat
-    with _serve(net, "-U") as server:
+    with serve(net, "-U") as server:
         with login(net.client, "-U", "-n", "-t", "host") as client:
             client.wait_for("packets pass")
             wait_until("packets pass", lambda: _packets_pass(net))
@@ -331,7 +322,7 @@ def test_behind_a_nat_too_it_is_handed_over_as_it_was(net_with_nat: Internet) ->
 def test_behind_a_nat_another_server_hears_the_client_anew(net_with_nat: Internet) -> None:
     """It has read of the tunnel in the store, where the key is not."""
     net = net_with_nat
-    server = _serve(net, "-U")
+    server = serve(net, "-U")
     with login(net.client, "-U", "-n", "-l", "-t", "host") as client:
         client.wait_for("packets pass")
         wait_until("it is up", lambda: any("itojun: up" in line for line in server.lines))
@@ -349,7 +340,7 @@ def test_behind_a_nat_another_server_hears_the_client_anew(net_with_nat: Interne
 def test_when_the_nat_moves_the_tunnel_follows(net_with_nat: Internet) -> None:
     """By a new login, once the client has noticed the silence."""
     net = net_with_nat
-    with _serve(net, "-U") as server:
+    with serve(net, "-U") as server:
         net.nat.run(machine.nat_forgets(1))
         with login(net.client, "-U", "-n", "-l", "-t", "host") as client:
             client.wait_for("packets pass")
