@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +54,16 @@ def self_signed(directory: Path, name: str = NAME) -> Certificate:
         *("-days", "3650", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
         *("-keyout", str(made.key), "-out", str(made.path)),
     )
+    return made
+
+
+def that_ends_never(certificate: Certificate) -> Certificate:
+    """One with no time where the time of its end is (and a signature that fits no more)."""
+    made = Certificate(certificate.path.with_suffix(".never.pem"), certificate.key)
+    octets = ssl.PEM_cert_to_DER_cert(certificate.path.read_text())
+    _, end = re.findall(rb"[0-9]{12,14}Z", octets)
+    octets = octets.replace(end, b"never".ljust(len(end), b"!"))
+    made.path.write_text(ssl.DER_cert_to_PEM_cert(octets))
     return made
 
 

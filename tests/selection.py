@@ -51,25 +51,25 @@ def choose(items: Iterable[pytest.Item], number: int, *, lab_is_proven: bool) ->
     no_more = ("whole", "proves_lab") if lab_is_proven else ("whole",)
     items = [each for each in items if not any(map(each.get_closest_marker, no_more))]
     out: set[str] = set()
-    for name, each in _groups(items, _without_release).items():
+    for name, each in groups(items, without_release).items():
         # The same test for both releases: they take turns, and tests differ in who begins.
         if len(each) > 1 and not any(map(each[0].get_closest_marker, ("dialects", "proves_lab"))):
             due = (zlib.crc32(name.encode()) + number) % len(each)
             out |= {item.nodeid for place, item in enumerate(each) if place != due}
-    for each in _groups(items, _without_parameters).values():
+    for each in groups(items, without_parameters).values():
         marker = each[0].get_closest_marker("turns")
         if marker is not None:
-            rows = list(dict.fromkeys(map(_without_release, each)))
+            rows = list(dict.fromkeys(map(without_release, each)))
             parts = marker.args[0]
             taken = {row for place, row in enumerate(rows) if is_due(place, parts, number)}
-            out |= {item.nodeid for item in each if _without_release(item) not in taken}
+            out |= {item.nodeid for item in each if without_release(item) not in taken}
     return [item for item in items if item.nodeid not in out]
 
 
 def for_check(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """Of those, what `make check` takes: no lab, but a smoke test for each subject."""
     smoke = [item for item in items if item.get_closest_marker("smoke")]
-    ones = {each[0].nodeid for each in _groups(smoke, _without_parameters).values()}
+    ones = {each[0].nodeid for each in groups(smoke, without_parameters).values()}
     return [
         item
         for item in items
@@ -77,7 +77,7 @@ def for_check(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     ]
 
 
-def _groups(
+def groups(
     items: Iterable[pytest.Item], key: Callable[[pytest.Item], str]
 ) -> dict[str, list[pytest.Item]]:
     found: dict[str, list[pytest.Item]] = defaultdict(list)
@@ -86,11 +86,11 @@ def _groups(
     return found
 
 
-def _without_parameters(item: pytest.Item) -> str:
+def without_parameters(item: pytest.Item) -> str:
     return item.nodeid.partition("[")[0]
 
 
-def _without_release(item: pytest.Item) -> str:
+def without_release(item: pytest.Item) -> str:
     callspec = getattr(item, "callspec", None)
     if callspec is None or "release" not in callspec.params:
         return item.nodeid

@@ -60,6 +60,25 @@ def test_ten_commits_take_every_test(request: pytest.FixtureRequest) -> None:
     assert changed - programs == proofs
 
 
+@pytest.mark.parametrize("begin", range(COMMITS))
+def test_as_many_commits_as_turns_take_every_row(
+    request: pytest.FixtureRequest, begin: int
+) -> None:
+    """Each with one release or the other."""
+    everything = request.config.stash[selection.FOUND]
+    for name, items in selection.groups(everything, selection.without_parameters).items():
+        marker = items[0].get_closest_marker("turns")
+        if marker is None or items[0].get_closest_marker("whole"):
+            continue
+        taken = [
+            item
+            for number in range(begin, begin + marker.args[0])
+            for item in selection.choose(items, number, lab_is_proven=False)
+        ]
+        rows = set(map(selection.without_release, items))
+        assert set(map(selection.without_release, taken)) == rows, name
+
+
 TABLE = """
 def test_of_a_table(rows):
     for row in rows([*"abcdefghij", "it's $bad"]):

@@ -15,7 +15,7 @@ import pytest
 from lab.capture import Capture
 from lab.internet import SERVER4, SERVER_NAME, Internet
 from lab.snapshot import Snapshot, difference
-from tests.certificates import Authority, Certificate, self_signed
+from tests.certificates import Authority, Certificate, self_signed, that_ends_never
 from tests.running import (
     ROOT,
     SERVER,
@@ -196,6 +196,7 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
     expired = authority.certificate(ends="20210101000000Z")
     early = authority.certificate(begins="20900101000000Z")
     other = authority.certificate("other.example.org")
+    never = that_ends_never(good)
 
     def tls(certificate: Certificate, count: int = -1) -> list[list[Any]]:
         return [*BEGUN, ["tls", str(certificate.path), str(certificate.key), count]]
@@ -229,6 +230,13 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
         "self-signed": refused(own, "self-signed certificate"),
         "not the pinned one": refused(
             *(good, "not that of --tls-fingerprint", "--tls-fingerprint", own.fingerprint)
+        ),
+        "a pinned one without an end": Case(
+            [*tls(never), ["silent"]],
+            FAILED,
+            "the TLS handshake has failed: the certificate makes no sense: "
+            "'never!!!!!!!!!!' is no time",
+            ("--tls-fingerprint", never.fingerprint),
         ),
         "injected": Case(
             [*OFFER, ["say", f"+OK begin TLS\r\n{GREETING}\r\n"], ["silent"]],
@@ -277,9 +285,10 @@ def cases(directory: Path, authority: Authority) -> dict[str, Case]:
 
 NAMES = (
     "no offer", "no", "busy", "wrong name", "expired", "not yet valid", "self-signed",
-    "not the pinned one", "injected", "garbage", "no greeting behind it",
-    "an end behind the handshake", "an end before the handshake", "an end in the handshake",
-    "a reset in the handshake", "no reply", "no handshake", "a part of a handshake", "no greeting",
+    "not the pinned one", "a pinned one without an end", "injected", "garbage",
+    "no greeting behind it", "an end behind the handshake", "an end before the handshake",
+    "an end in the handshake", "a reset in the handshake", "no reply", "no handshake",
+    "a part of a handshake", "no greeting",
 )  # fmt: skip
 
 
