@@ -51,6 +51,7 @@ echo "$1" >/proc/sys/kernel/hostname
 # mount(8) is run once because every test makes some hosts. What is mounted already, from the same
 # source, it leaves out: hence the names.
 mount -a -T "$2/fstab"
+mkdir -p /run/mount  # mount(8) makes it the next time: no test that mounts something shall leave it
 # Known beginnings, whatever the machine has (IPv4 settings are inherited from it).
 echo 0 >/proc/sys/net/ipv4/ip_forward
 echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
