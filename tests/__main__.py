@@ -5,7 +5,7 @@
     all     everything; writes docs/trust.md
     only    the following words go to pytest: a file, a test, its options
 
-JOBS in the environment: how many tests run in parallel; 5 by default.
+JOBS in the environment: how many tests run in parallel; 6 by default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from tests import trust
 
 PYTHON = sys.executable
-JOBS = os.environ.get("JOBS", "5")
+JOBS = os.environ.get("JOBS", "6")
 # The whole run lives in namespaces of its own (lab/enclosure.py).
 PYTEST = [PYTHON, "-m", "lab", "run", PYTHON, "-m", "pytest", "--failed-first"]
 SIDE_BY_SIDE = ["-n", JOBS, "--dist", "worksteal"]
