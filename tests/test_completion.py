@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ COMMANDS: dict[str, argparse.ArgumentParser] = next(
 Complete = Callable[[str], list[str]]
 
 
+@functools.cache
 def completion(shell: str, program: str) -> str:
     words = [sys.executable, str(ROOT / "etc/completion.py"), shell, program]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -21,12 +22,20 @@ from tests.running import ROOT, serve
 FULL = "{}: standard output: No space left on device\n"
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
-    """A store with a user whose password is weak; the pid file of a dtcpc whose tunnel is up."""
-    store, pid_file = str(tmp_path / "store"), daemon.PidFile(str(tmp_path / "x.pid"))
-    words = [sys.executable, str(ROOT / "dtcpauth.py"), "--store", store]
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a user whose password is weak."""
+    store = tmp_path_factory.mktemp("weak") / "store"
+    words = [sys.executable, str(ROOT / "dtcpauth.py"), "--store", str(store)]
     subprocess.run([*words, "import", "users", "-"], input=b"jun:hidden\n", check=True)
+    return store
+
+
+@pytest.fixture
+def files(weak: Path, tmp_path: Path) -> dict[str, str]:
+    """Such a store; the pid file of a dtcpc whose tunnel is up; a file of users."""
+    store, pid_file = str(tmp_path / "store"), daemon.PidFile(str(tmp_path / "x.pid"))
+    shutil.copy2(weak, store)
     pid_file.write()
     facts = Facts("up", 123, "tunnel.example.org", "itojun", "host", since=time.monotonic() - 65)
     Ledger(str(tmp_path / "x.state")).tell(facts)
