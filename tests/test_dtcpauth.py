@@ -427,8 +427,8 @@ def test_the_text_files_that_dtcps_had(run: Run, path: Path, tmp_path: Path) -> 
 def test_a_file_with_a_mistake_is_not_taken_at_all(
     run: Run, format: str, text: str, said: str
 ) -> None:
-    run("add", "-P", "2001:db8:4c4::/56", "jun", input=SECRET)
-    run("add", "kame", input=SECRET)
+    jun = {"user": "jun", "password": SECRET, "prefixes": ["2001:db8:4c4::/56"]}
+    run("import", "json", "-", input=json.dumps([jun, {"user": "kame", "password": SECRET}]))
     before = run("export").stdout
     assert said in run("import", format, "-", input=text, status=1).stderr
     assert run("export").stdout == before

@@ -86,7 +86,6 @@ def _says(client: Program, text: str) -> bool:
     return any(text in line for line in client.lines)
 
 
-@pytest.mark.smoke
 def test_while_it_reconnects(net: Internet) -> None:
     before = net.client.snapshot()
     with serve(net) as server:

@@ -32,7 +32,6 @@ def _tunnels(net: Internet) -> list[str]:
     return sorted(re.findall(r"tunnel inet (\S+ --> \S+)", shown))
 
 
-@pytest.mark.smoke
 @pytest.mark.hazard("K16")
 def test_several_clients_at_once_each_with_its_own_addresses(net: Internet) -> None:
     sources = [f"203.0.113.{number}" for number in (20, 21, 22)]
